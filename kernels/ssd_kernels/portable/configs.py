@@ -1,0 +1,50 @@
+"""Every launch configuration of the portable kernels, pinned; none is searched for at run time.
+
+Chosen on an H200; `docs/kernel_log.md` has the measurements.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Tile sizes of a kernel that the launcher chooses, and how Triton compiles it."""
+
+    block: dict[str, int]
+    num_warps: int
+    num_stages: int = 2
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What a launch takes as keywords."""
+        return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+CHUNK_CUMSUM = Config(block={"BLOCK_H": 4}, num_warps=4)
+STATE_PASSING = Config(block={"BLOCK": 512}, num_warps=4)
+
+
+def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:
+    """BLOCK_T: the side of a tile of CB."""
+    side = 32 if dtype == torch.float32 else 64
+    return Config(block={"BLOCK_T": min(side, tile_size(chunk_size))}, num_warps=4)
+
+
+def chunk_state_config(dtype: torch.dtype) -> Config:
+    """BLOCK_T: tokens reduced at once."""
+    return Config(block={"BLOCK_T": 16 if dtype == torch.float32 else 32}, num_warps=4)
+
+
+def chunk_scan_config(dtype: torch.dtype, chunk_size: int) -> Config:
+    """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once."""
+    rows, columns = (32, 16) if dtype == torch.float32 else (64, 32)
+    size = tile_size(chunk_size)
+    return Config(block={"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size)}, num_warps=4)
+
+
+def tile_size(size: int) -> int:
+    """The side of a tile that covers `size`: a power of two, at least the 16 that a matrix product needs."""
+    return max(16, 1 << (size - 1).bit_length())

@@ -1,0 +1,60 @@
+"""The definition: the SSD recurrence token by token, in fp64. Imports torch only, so that an oracle needs no Triton.
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_tᵀ        y_t = h_t C_t + D x_t
+
+Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), equation 2. Slow on purpose: nothing is reordered.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ssd_kernels.interface import check_inputs, discretise, state_dtype
+
+
+def recurrent(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    chunk_size: int,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    carry: str = "all",
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The scan as its recurrence, in fp64 whatever the inputs; see :class:`ssd_kernels.interface.SSD`.
+
+    To use it as an oracle pass fp64 inputs: then nothing is rounded on the way out either.
+    """
+    sizes = check_inputs(
+        x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
+        initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
+    )  # fmt: skip
+    heads_per_group = sizes.nheads // sizes.ngroups
+    x64 = x.double()
+    step = discretise(dt, dt_bias, dt_softplus, dt_limit, torch.float64)  # (b, t, h)
+    decay = torch.exp(step * A.double())
+    B64 = B.double().repeat_interleave(heads_per_group, dim=2)  # (b, t, h, n)
+    C64 = C.double().repeat_interleave(heads_per_group, dim=2)
+
+    state = x64.new_zeros(sizes.state_shape) if initial_state is None else initial_state.double()
+    outputs = []
+    for t in range(sizes.seqlen):
+        if carry == "none" and t > 0 and t % chunk_size == 0:
+            state = torch.zeros_like(state)
+        update = torch.einsum("bh,bhp,bhn->bhpn", step[:, t], x64[:, t], B64[:, t])
+        state = decay[:, t, :, None, None] * state + update
+        outputs.append(torch.einsum("bhpn,bhn->bhp", state, C64[:, t]))
+    y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(x64)
+    if D is not None:
+        y = y + D.double()[:, None] * x64
+    y = y.to(x.dtype)
+    return (y, state.to(state_dtype(x))) if return_final_state else y
