@@ -1,0 +1,171 @@
+"""`python -m bamba`: what a preset is made of, what a random model of it generates, and how fast it runs."""
+
+import argparse
+import platform
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import ssd_kernels
+from bamba.bench import bench, now
+from bamba.cache import Cache
+from bamba.config import PRESETS, BambaConfig
+from bamba.generate import stream
+from bamba.model import Bamba
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PARTS = {  # part of a parameter's name → row of the table
+    "embed_tokens": "embedding",
+    "lm_head": "logits",
+    "mamba": "Mamba-2 mixers",
+    "self_attn": "attention",
+    "feed_forward": "MLPs",
+    "layernorm": "block and final norms",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = _make_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.command(args, Console())
+    except (ValueError, NotImplementedError) as error:
+        parser.error(str(error))
+    return 0
+
+
+def info(args: argparse.Namespace, console: Console) -> None:
+    """Print the parameters of a preset by part, and what a sequence costs in cache; allocates no weights."""
+    config = BambaConfig.preset(args.preset)
+    dtype = _DTYPES[args.dtype]
+    model = Bamba(config, device="meta", dtype=dtype)
+    count: Counter[str] = Counter()
+    nbytes: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        part = next(row for key, row in _PARTS.items() if key in name)
+        count[part] += parameter.numel()
+        nbytes[part] += parameter.nbytes
+    attention = f"attention at {', '.join(map(str, config.attn_layers))}" if config.attn_layers else "no attention"
+    console.print(f"{args.preset}: {config.num_layers} layers, {attention}; {args.dtype}")
+    table = Table()
+    for heading in ("part", "parameters", "MiB"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for row in _PARTS.values():
+        table.add_row(row, f"{count[row]:,}", _mebibytes(nbytes[row]))
+    table.add_section()
+    table.add_row("total", f"{count.total():,}", _mebibytes(nbytes.total()))
+    console.print(table)
+    cache = Cache(config, batch=1, max_len=args.length, device="meta", dtype=dtype)
+    console.print(f"cache of one sequence of {args.length:,} tokens: {_mebibytes(cache.nbytes)} MiB")
+
+
+def generate(args: argparse.Namespace, console: Console) -> None:
+    """Print what a random model of a preset makes of a prompt, and how fast."""
+    model = _build_model(args)
+    if args.prompt_ids is None:
+        drawn = torch.Generator().manual_seed(args.seed)
+        prompt = torch.randint(model.config.vocab_size, (1, args.prompt_length), generator=drawn).to(model.device)
+    else:
+        prompt = torch.tensor([args.prompt_ids], device=model.device)
+    made, times = [], [now(model.device)]
+    steps = stream(model, prompt, max_new_tokens=args.new_tokens, temperature=args.temperature, seed=args.seed)
+    for next_ids in steps:
+        times.append(now(model.device))
+        made.append(int(next_ids))
+    _print_run(args, model, console)
+    console.print(f"prompt:    {' '.join(map(str, prompt[0].tolist()))}")
+    console.print(f"generated: {' '.join(map(str, made))}")
+    console.print(f"time to first token: {1e3 * (times[1] - times[0]):.2f} ms, first call of the process included")
+    if len(made) > 1:
+        console.print(f"then {(len(made) - 1) / (times[-1] - times[1]):.1f} tokens/s")
+
+
+def run_bench(args: argparse.Namespace, console: Console) -> None:
+    """Print the median times of prefill and decode."""
+    model = _build_model(args)
+    result = bench(
+        model,
+        batch=args.batch,
+        prompt_length=args.prompt_length,
+        new_tokens=args.new_tokens,
+        repeats=args.repeats,
+        warmup=args.warmup,
+        seed=args.seed,
+    )
+    _print_run(args, model, console)
+    rounds = f"median of {args.repeats} rounds"
+    console.print(f"batch {args.batch}, prompt {args.prompt_length}, then {args.new_tokens} tokens; {rounds}")
+    table = Table()
+    for heading in ("phase", "ms", "tokens/s"):
+        table.add_column(heading, justify="left" if heading == "phase" else "right")
+    table.add_row("prefill", f"{1e3 * result.prefill_s:.2f}", f"{result.prefill_tokens_per_s:,.1f}")
+    table.add_row("decode, one token", f"{1e3 * result.decode_s:.2f}", f"{result.decode_tokens_per_s:,.1f}")
+    console.print(table)
+    peak = "not counted on this device" if result.peak_bytes is None else f"{_mebibytes(result.peak_bytes)} MiB"
+    console.print(f"peak memory, weights included: {peak}")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bamba", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="info|generate|bench")
+
+    parse_info = commands.add_parser("info", help=info.__doc__)
+    parse_info.set_defaults(command=info)
+    parse_info.add_argument("--preset", choices=PRESETS, default="bamba-9b")
+    parse_info.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
+    parse_info.add_argument("--length", type=int, default=4096, help="tokens of the sequence whose cache is counted")
+
+    running = argparse.ArgumentParser(add_help=False)
+    running.add_argument("--preset", choices=PRESETS, default="tiny")
+    running.add_argument(
+        "--ssm", default="auto", help=f"auto, one of {', '.join(ssd_kernels.names())}, or package.module:function"
+    )
+    running.add_argument("--carry", default="all", help="all: exact; none: independent chunks")
+    running.add_argument("--device", default="auto", help="auto takes a GPU where there is one")
+    running.add_argument("--dtype", choices=_DTYPES, default="float32")
+    running.add_argument("--seed", type=int, default=0, help="of the weights, the prompt and the sampling")
+    running.add_argument("--prompt-length", type=int, default=16)
+    running.add_argument("--new-tokens", type=int, default=16)
+
+    parse_generate = commands.add_parser("generate", parents=[running], help=generate.__doc__)
+    parse_generate.set_defaults(command=generate)
+    parse_generate.add_argument("--prompt-ids", type=int, nargs="+", help="token ids, instead of random ones")
+    parse_generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+
+    parse_bench = commands.add_parser("bench", parents=[running], help=run_bench.__doc__)
+    parse_bench.set_defaults(command=run_bench)
+    parse_bench.add_argument("--batch", type=int, default=1)
+    parse_bench.add_argument("--repeats", type=int, default=5)
+    parse_bench.add_argument("--warmup", type=int, default=1)
+    return parser
+
+
+def _build_model(args: argparse.Namespace) -> Bamba:
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Bamba(
+        BambaConfig.preset(args.preset), ssm=args.ssm, carry=args.carry, device=device, dtype=_DTYPES[args.dtype]
+    )
+    model.init_weights(args.seed)
+    return model.eval()
+
+
+def _print_run(args: argparse.Namespace, model: Bamba, console: Console) -> None:
+    name = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
+    console.print(f"{args.preset} with random weights (seed {args.seed}): its output means nothing")
+    console.print(f"ssm: asked for {args.ssm}, ran {model.ssm_in_use}; carry {model.carry}")
+    console.print(f"device: asked for {args.device}, ran on {model.device} ({name}); {args.dtype}")
+
+
+def _mebibytes(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

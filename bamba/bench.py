@@ -1,0 +1,89 @@
+"""Wall-clock times of a model's prefill and decode, the median over repeats, taken with the device idle."""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from bamba.model import Bamba
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchResult:
+    """What :func:`bench` measured; times in seconds, memory in bytes."""
+
+    batch: int
+    prompt_length: int
+    new_tokens: int
+    prefill_s: float  # median time of the prompt, up to the logits of its last token
+    decode_s: float  # median over repeats of the mean time of one further token
+    peak_bytes: int | None  # the most memory allocated at once, weights included; None where torch does not count it
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens of the whole batch taken in a second."""
+        return self.batch * self.prompt_length / self.prefill_s
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Tokens of the whole batch made in a second."""
+        return self.batch / self.decode_s
+
+
+@torch.inference_mode()
+def bench(
+    model: Bamba, *, batch: int, prompt_length: int, new_tokens: int, repeats: int, warmup: int = 1, seed: int = 0
+) -> BenchResult:
+    """Time prompts of random tokens and the tokens after them, greedily chosen, with a cache.
+
+    Args:
+        model: what to time.
+        batch: sequences at once.
+        prompt_length: tokens of each prompt.
+        new_tokens: tokens decoded after each prompt, one at a time.
+        repeats: timed rounds, each of one prefill and `new_tokens` decode steps.
+        warmup: rounds before, not timed.
+        seed: of the prompt.
+
+    Raises:
+        ValueError: a count below 1, or a negative warmup.
+    """
+    counts = {"batch": batch, "prompt_length": prompt_length, "new_tokens": new_tokens, "repeats": repeats}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if warmup < 0:
+        raise ValueError(f"warmup must be at least 0, got {warmup}")
+    generator = torch.Generator(model.device).manual_seed(seed)
+    prompt = torch.randint(model.config.vocab_size, (batch, prompt_length), generator=generator, device=model.device)
+    cache = model.new_cache(batch=batch, max_len=prompt_length + new_tokens)
+    on_gpu = model.device.type == "cuda"
+
+    prefill_s, decode_s = [], []
+    for _ in range(warmup + repeats):
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(model.device)
+        cache.reset()
+        start = now(model.device)
+        next_ids = model(prompt, cache, logits_to_keep=1).argmax(dim=-1)
+        prefilled = now(model.device)
+        for _ in range(new_tokens):
+            next_ids = model(next_ids, cache).argmax(dim=-1)
+        prefill_s.append(prefilled - start)
+        decode_s.append((now(model.device) - prefilled) / new_tokens)
+    return BenchResult(
+        batch=batch,
+        prompt_length=prompt_length,
+        new_tokens=new_tokens,
+        prefill_s=statistics.median(prefill_s[warmup:]),
+        decode_s=statistics.median(decode_s[warmup:]),
+        peak_bytes=torch.cuda.max_memory_allocated(model.device) if on_gpu else None,
+    )
+
+
+def now(device: torch.device) -> float:
+    """Wall-clock seconds, once the device has done all that it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,97 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bamba import Bamba, BambaConfig, generate
+from bamba.__main__ import main
+from bamba.bench import bench
+
+pytestmark = pytest.mark.correctness
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def run(capsys, *arguments):
+    assert main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def test_the_module_runs_as_a_command():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
+    command = [sys.executable, "-m", "bamba", "info", "--preset", "tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert "tiny: 4 layers, attention at 2" in done.stdout
+
+
+def test_info_counts_the_9b_model_without_building_it(capsys):
+    out = run(capsys, "info", "--preset", "bamba-9b", "--length", "1024")
+    assert "attention at 9, 18, 27; bfloat16" in out
+    parts = {name: int(count.replace(",", "")) for name, count in re.findall(r"│ (.+?) +│ +([\d,]+) │", out)}
+    assert parts.pop("total") == sum(parts.values()) == 9_780_235_392
+    kv, ssm = 3 * 2 * 8 * 128 * 1024 * 2, 29 * (8448 * 3 * 2 + 128 * 64 * 128 * 4)
+    assert f"cache of one sequence of 1,024 tokens: {(kv + ssm) / 2**20:,.2f} MiB" in out
+
+
+def test_generate_prints_what_the_library_generates_and_that_it_is_random(capsys):
+    where = ("--ssm", "chunked", "--device", "cpu")
+    out = run(capsys, "generate", "--prompt-ids", "3", "1", "4", "--new-tokens", "5", "--seed", "7", *where)
+    model = Bamba(BambaConfig.preset("tiny"), ssm="chunked")
+    model.init_weights(seed=7)
+    expected = generate(model, torch.tensor([[3, 1, 4]]), max_new_tokens=5)[0, 3:].tolist()
+    assert f"generated: {' '.join(map(str, expected))}" in out
+    assert "random weights (seed 7)" in out
+    assert "ssm: asked for chunked, ran chunked; carry all" in out
+    assert re.search(r"time to first token: \d+\.\d\d ms", out)
+    assert re.search(r"then \d+\.\d tokens/s", out)
+
+
+def test_the_same_seed_prints_the_same_tokens(capsys):
+    command = ("generate", "--prompt-length", "6", "--new-tokens", "3", "--temperature", "1", "--carry", "none")
+    tokens = [re.findall(r"(?:prompt|generated): .*", run(capsys, *command, "--seed", seed)) for seed in "112"]
+    assert tokens[0] == tokens[1] != tokens[2]
+
+
+def test_bench_says_what_was_asked_and_what_ran(capsys):
+    out = run(capsys, "bench", "--prompt-length", "20", "--new-tokens", "2", "--repeats", "2", "--dtype", "bfloat16")
+    ran_on = "cuda" if torch.cuda.is_available() else "cpu"
+    assert re.search(r"ssm: asked for auto, ran (chunked|triton); carry all", out)
+    assert re.search(rf"device: asked for auto, ran on {ran_on}.*; bfloat16", out)
+    assert "batch 1, prompt 20, then 2 tokens; median of 2 rounds" in out
+    assert re.search(r"prefill +│ +[\d.,]+ │ +[\d.,]+ │", out)
+
+
+def test_bench_rates_follow_from_its_times():
+    result = bench(Bamba(BambaConfig.preset("tiny")), batch=3, prompt_length=10, new_tokens=2, repeats=1, warmup=0)
+    assert result.prefill_tokens_per_s == pytest.approx(30 / result.prefill_s)
+    assert result.decode_tokens_per_s == pytest.approx(3 / result.decode_s)
+    assert result.peak_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--repeats", "0"], "repeats must be at least 1, got 0"),
+        (["bench", "--warmup", "-1"], "warmup must be at least 0, got -1"),
+        (["generate", "--carry", "window:2"], "carry must be one of ('all', 'none'), got 'window:2'"),
+        (["generate", "--ssm", "fastest"], "'fastest'"),
+        (["generate", "--prompt-ids", "256"], "prompt_ids must be in [0, 256), got 256 to 256"),
+        (["info", "--preset", "bamba"], "invalid choice: 'bamba'"),
+        (["info", "--length", "0"], "max_len must be at least 1, got 0"),
+        ([], "required"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
