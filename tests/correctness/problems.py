@@ -17,7 +17,7 @@ TRITON_DTYPES = [torch.float32, torch.bfloat16, torch.float16] if DEVICE == "cud
 # Every new (headdim, d_state, chunk_size) compiles anew on a GPU, while the interpreter's time grows with the sizes.
 SHAPES = [(64, 128), (32, 16), (40, 24)] if DEVICE == "cuda" else [(8, 16), (5, 7), (16, 4)]
 CHUNK_SIZES = [16, 64] if DEVICE == "cuda" else [5, 8, 16]
-MAX_SEQLEN = 200 if DEVICE == "cuda" else 40
+MAX_SEQLEN = 200 if DEVICE == "cuda" else 30
 # (mean of dt before softplus, its spread, range of A): nats of decay a token from 1e-4 to thousands.
 DT_REGIMES = {
     "typical": (-3.0, 1.0, (1.0, 16.0)),
@@ -70,6 +70,7 @@ class Problem:
         mean, spread, (low, high) = DT_REGIMES[self.dt_regime]
         d_inner, bc = self.nheads * self.headdim, self.ngroups * self.d_state
         xBC = normal(self.batch, self.seqlen, d_inner + 2 * bc).to(device, dtype)
+        xBC[..., d_inner:] *= self.d_state**-0.25  # C·B near 1, so that y stays within fp16
         parts = xBC.split([d_inner, bc, bc], dim=-1)
         if not self.strided:
             parts = tuple(part.contiguous() for part in parts)

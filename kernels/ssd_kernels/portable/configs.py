@@ -23,8 +23,8 @@ class Config:
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-CHUNK_CUMSUM = Config(block={"BLOCK_H": 4}, num_warps=4)
-STATE_PASSING = Config(block={"BLOCK": 512}, num_warps=4)
+CHUNK_CUMSUM = Config(block={"BLOCK_H": 1}, num_warps=4)
+STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
 
 
 def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:
@@ -35,14 +35,14 @@ def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:
 
 def chunk_state_config(dtype: torch.dtype) -> Config:
     """BLOCK_T: tokens reduced at once."""
-    return Config(block={"BLOCK_T": 16 if dtype == torch.float32 else 32}, num_warps=4)
+    return Config(block={"BLOCK_T": 16 if dtype == torch.float32 else 32}, num_warps=4, num_stages=3)
 
 
 def chunk_scan_config(dtype: torch.dtype, chunk_size: int) -> Config:
     """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once."""
     rows, columns = (32, 16) if dtype == torch.float32 else (64, 32)
     size = tile_size(chunk_size)
-    return Config(block={"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size)}, num_warps=4)
+    return Config(block={"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size)}, num_warps=4, num_stages=1)
 
 
 def tile_size(size: int) -> int:
