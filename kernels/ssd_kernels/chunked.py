@@ -9,15 +9,19 @@ Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 6. Refer
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ssd_kernels.interface import check_inputs, discretise, state_dtype
 
-# Tokens worked on at once. Small enough that the (nheads, block, block) weights stay in cache; measured on the
-# Bamba-9B mixer shape with 2 threads, 64 is the fastest of 32, 64, 128 and 256.
+# Tokens and heads (of all sequences and groups together) worked on at once, so that what they need stays in cache:
+# measured on Bamba-9B's mixer with 1 and 2 threads against 32 tokens, and 64 and 128 heads.
 _BLOCK = 64
+_HEADS = 32
+
+_UNDERFLOW = -87.0  # the exponential of less is no normal fp32 number, and slow to compute
 
 
 def chunked(
@@ -40,52 +44,74 @@ def chunked(
     """The scan in torch, differentiable; see :class:`ssd_kernels.interface.SSD`.
 
     Computes in fp32 (fp64 for fp64 inputs); running sums of dt · A are fp64, so that the result is exact for any decay.
-    Extra memory: a few (batch, nheads, 64, 64) blocks, whatever seqlen and chunk_size.
+    Extra memory: some (32, 64, 64) blocks, however many tokens and heads.
     """
     sizes = check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
     dtype = state_dtype(x)
-    batch, ngroups, d_state = sizes.batch, sizes.ngroups, sizes.d_state
-    # States are kept as (b, g, n, r·p), r heads a group: so two of the three matrix products need no copy.
-    zero = x.new_zeros((batch, ngroups, d_state, sizes.nheads // ngroups * sizes.headdim), dtype=dtype)
-    state = zero
-    if initial_state is not None:
-        state = initial_state.unflatten(1, (ngroups, -1)).flatten(2, 3).mT
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for start in range(0, sizes.seqlen, chunk_size):
-        if carry == "none" and start > 0:
-            state = zero
-        stop = min(start + chunk_size, sizes.seqlen)
-        for tokens in (slice(i, min(i + _BLOCK, stop)) for i in range(start, stop, _BLOCK)):
-            step = discretise(dt[:, tokens], dt_bias, dt_softplus, dt_limit, dtype)
-            x_block, B_block, C_block = (tensor[:, tokens].to(dtype) for tensor in (x, B, C))
-            y_block, state = _block(x_block, step, A, B_block, C_block, state)
-            y[:, tokens] = y_block if D is None else y_block.addcmul_(D.to(dtype)[:, None], x_block)
-    if not return_final_state:
-        return y
-    return y, state.mT.unflatten(2, (-1, sizes.headdim)).flatten(1, 2).contiguous()
+    final_state = torch.empty(sizes.state_shape, dtype=dtype, device=x.device)
+    step = discretise(dt, dt_bias, dt_softplus, dt_limit, dtype)
+    heads_per_group = sizes.nheads // sizes.ngroups
+    slab = max(1, _HEADS // max(1, sizes.batch * sizes.ngroups))
+    for first in range(0, heads_per_group, slab):
+        # Some heads of every group, (…, g, r, …): so that the groups' B and C serve them in one product.
+        heads = slice(first, min(first + slab, heads_per_group))
+        x_slab, y_slab = (_heads(tensor, 2, sizes.ngroups, heads) for tensor in (x, y))
+        step_slab, A_slab = _heads(step, 2, sizes.ngroups, heads), _heads(A, 0, sizes.ngroups, heads)
+        zero = x.new_zeros((sizes.batch, sizes.ngroups, sizes.d_state, x_slab.shape[3] * sizes.headdim), dtype=dtype)
+        state = zero
+        if initial_state is not None:
+            state = _heads(initial_state, 1, sizes.ngroups, heads).flatten(2, 3).mT
+        for tokens in _blocks(sizes.seqlen, chunk_size):
+            if carry == "none" and tokens.start > 0 and tokens.start % chunk_size == 0:
+                state = zero
+            x_block, B_block, C_block = (tensor[:, tokens].to(dtype) for tensor in (x_slab, B, C))
+            y_block, state = _block(x_block, step_slab[:, tokens], A_slab, B_block, C_block, state)
+            if D is not None:
+                y_block = y_block.addcmul_(_heads(D, 0, sizes.ngroups, heads).to(dtype)[..., None], x_block)
+            y_slab[:, tokens] = y_block
+        _heads(final_state, 1, sizes.ngroups, heads).copy_(state.mT.unflatten(2, (-1, sizes.headdim)))
+    return (y, final_state) if return_final_state else y
+
+
+def _heads(tensor: Tensor, dim: int, ngroups: int, heads: slice) -> Tensor:
+    """A view with the dimension of heads split in two, groups and the `heads` of each."""
+    by_group: Tensor = tensor.unflatten(dim, (ngroups, -1))
+    return by_group.narrow(dim + 1, heads.start, heads.stop - heads.start)
+
+
+def _blocks(seqlen: int, chunk_size: int) -> Iterator[slice]:
+    """Blocks of tokens, none of them across the end of a chunk."""
+    for start in range(0, seqlen, chunk_size):
+        stop = min(start + chunk_size, seqlen)
+        yield from (slice(first, min(first + _BLOCK, stop)) for first in range(start, stop, _BLOCK))
 
 
 def _block(x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One block of q tokens: y (b, q, h, p) and the state leaving it, (b, g, n, r·p)."""
-    q, headdim, ngroups = x.shape[1], x.shape[3], B.shape[2]
+    """One block: y (b, q, g, r, p) like x, with step (b, q, g, r), A (g, r), and B and C (b, q, g, n).
+
+    The state, entering and leaving, is (b, g, n, r·p): two of the three products need no copy in that layout.
+    """
+    heads = x.shape[3:]  # (r, p)
     B, C = B.transpose(1, 2), C.transpose(1, 2)  # (b, g, q, n)
     x = x * step[..., None]
-    dA_cumsum = (step.double() * A.double()).cumsum(1)  # (b, q, h)
+    dA_cumsum = (step.double() * A.double()).cumsum(1)  # (b, q, g, r)
 
-    y = (C @ state).transpose(1, 2).reshape(x.shape) * dA_cumsum.exp().to(x.dtype)[..., None]
+    y = (C @ state).transpose(1, 2).unflatten(3, heads) * dA_cumsum.exp().to(x.dtype)[..., None]
 
-    by_head = dA_cumsum.transpose(1, 2).contiguous()
+    by_head = dA_cumsum.movedim(1, -1).contiguous()
     # The difference is taken in fp64: sums of thousands of nats cancel here.
-    exponent = (by_head[..., :, None] - by_head[..., None, :]).to(x.dtype)  # (b, h, q, q)
-    future = torch.ones(q, q, dtype=torch.bool, device=x.device).triu(1)
-    decay = exponent.masked_fill_(future, -math.inf).exp_()
-    weights = (decay.unflatten(1, (ngroups, -1)) * (C @ B.mT)[:, :, None]).flatten(1, 2)
-    y += (weights @ x.transpose(1, 2)).transpose(1, 2)
+    exponent = (by_head[..., :, None] - by_head[..., None, :]).to(x.dtype)  # (b, g, r, q, q)
+    # Above the diagonal anything finite will do, for C·B is zero there.
+    decay = exponent.tril_().clamp_(min=_UNDERFLOW).exp_()
+    weights = decay * (C @ B.mT).tril_()[:, :, None]
+    y += (weights @ x.movedim(1, 3)).movedim(3, 1)
 
-    to_end = (dA_cumsum[:, -1:] - dA_cumsum).exp().to(x.dtype)  # (b, q, h)
-    x = (x * to_end[..., None]).flatten(2, 3).unflatten(2, (ngroups, -1)).transpose(1, 2)  # (b, g, q, r·p)
-    kept = dA_cumsum[:, -1].exp().to(x.dtype).repeat_interleave(headdim, dim=1).unflatten(1, (ngroups, 1, -1))
-    return y, state * kept + B.mT @ x
+    to_end = (dA_cumsum[:, -1:] - dA_cumsum).exp().to(x.dtype)
+    x = (x * to_end[..., None]).flatten(3).transpose(1, 2).flatten(0, 1)  # (b·g, q, r·p)
+    kept = dA_cumsum[:, -1].exp().to(x.dtype).repeat_interleave(heads[1], dim=-1)[:, :, None]  # (b, g, 1, r·p)
+    state = (state * kept).flatten(0, 1).baddbmm_(B.mT.flatten(0, 1), x)
+    return y, state.view(*B.shape[:2], *state.shape[1:])

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+import ssd_kernels.portable  # noqa: F401 -- defines the operator
 from ssd_kernels import get_ssd
 from tests.correctness.problems import DEVICE, Problem
 
