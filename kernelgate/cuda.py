@@ -1,0 +1,159 @@
+"""Device time, memory and graph replay of calls on a CUDA device."""
+
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from kernelgate.metrics import Metric, metric
+
+T = TypeVar("T")
+
+WARM_UP_SECONDS = 0.2
+EAGER_ROUNDS = 30
+
+
+class DeviceTimer:
+    """Times single calls between two events: cold L2, and a device kept busy until the host has enqueued the call.
+
+    Were the device idle when the first event is recorded, the host's launch latency would lie between the events.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+        with torch.inference_mode(False):  # made inside the mode it could not be written outside of it
+            self._scratch = torch.empty(max(2 * l2_bytes, 64 * 2**20), dtype=torch.uint8, device=device)
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._cycles_per_second = self._measure_clock()
+
+    def time(self, call: Callable[[], T], lead: float) -> tuple[float, T]:
+        """Device seconds of one call, and its result.
+
+        Args:
+            call: Enqueues work on the current stream.
+            lead: Seconds the device spins first; see `lead_for`.
+        """
+        with torch.cuda.device(self.device):
+            self._scratch.zero_()
+            torch.cuda._sleep(int(lead * self._cycles_per_second))
+            self._start.record()
+            result = call()
+            self._end.record()
+            self._end.synchronize()
+        return self._start.elapsed_time(self._end) * 1e-3, result
+
+    def lead_for(self, call: Callable[[], object]) -> float:
+        """Twice the longest of five host times of a warm call, in seconds, and room for recording the event."""
+        longest = 0.0
+        for _ in range(5):
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            call()
+            longest = max(longest, time.perf_counter() - start)
+        torch.cuda.synchronize(self.device)
+        return 2 * longest + 20e-6
+
+    def eager_seconds(self, call: Callable[[], object]) -> float:
+        """Median host seconds from an idle device to an idle device, launches included, cold L2."""
+        samples = []
+        for _ in range(EAGER_ROUNDS):
+            self._scratch.zero_()
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize(self.device)
+            samples.append(time.perf_counter() - start)
+        return statistics.median(samples)
+
+    def _measure_clock(self) -> float:
+        cycles = 20_000_000
+        with torch.cuda.device(self.device):
+            for _ in range(3):  # the first spins find the clock still low
+                self._start.record()
+                torch.cuda._sleep(cycles)
+                self._end.record()
+                self._end.synchronize()
+        seconds: float = self._start.elapsed_time(self._end) * 1e-3
+        return cycles / seconds
+
+
+@functools.cache
+def device_timer(device: torch.device) -> DeviceTimer:
+    """The process's timer of a device; its scratch buffer and clock are measured once."""
+    return DeviceTimer(device)
+
+
+def warm_up(call: Callable[[], object], device: torch.device) -> None:
+    """Repeat the call until the device has worked without a pause long enough for its clock to settle."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM_UP_SECONDS:
+        for _ in range(5):
+            call()
+        torch.cuda.synchronize(device)
+
+
+def capture(call: Callable[[], T], device: torch.device) -> Callable[[], T]:
+    """Capture the call in a CUDA graph; the returned function replays it and returns the captured, static result."""
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compile, tune and create library handles outside the capture
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        gc.disable()  # a collection inside the capture may unload a module, which ends the capture with an error
+        try:
+            with torch.cuda.graph(graph):
+                result = call()
+        finally:
+            if collecting:
+                gc.enable()
+
+    def replay() -> T:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def memory(call: Callable[[], object], device: torch.device) -> dict[str, Metric]:
+    """Bytes requested of the caching allocator above the start of one call, exact and repeatable.
+
+    ``peak_bytes`` includes the result; ``workspace_bytes`` is the peak less what the result keeps. The size of the
+    blocks handed out, which `torch.cuda.max_memory_allocated` counts, depends on what was freed before the call, and so
+    does ``reserved_bytes``, what the allocator took from the driver: it is for information.
+    """
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_stats(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    after = torch.cuda.memory_stats(device)
+    del result
+    peak = after["requested_bytes.all.peak"] - before["requested_bytes.all.current"]
+    kept = after["requested_bytes.all.current"] - before["requested_bytes.all.current"]
+    reserved = after["reserved_bytes.all.peak"] - before["reserved_bytes.all.current"]
+    return {
+        "peak_bytes": metric(peak, "B", "exact"),
+        "workspace_bytes": metric(peak - kept, "B", "exact"),
+        "reserved_bytes": metric(reserved, "B", "info"),
+    }
+
+
+def device_launches(call: Callable[[], object], device: torch.device) -> int:
+    """Kernels, copies and fills of any origin that one call puts on the device."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        call()
+        torch.cuda.synchronize(device)
+    return sum(event.device_type.name == "CUDA" for event in profiler.events())

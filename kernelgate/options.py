@@ -1,0 +1,151 @@
+"""The plugin's options and ini keys, and the meaning of pytest-benchmark's options where it is ours."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernelgate.processes import CHILD_OPTION
+from kernelgate.stock import STORAGE_DEFAULT, under_xdist
+
+DEFAULT_REPLICATION = 3
+LOCAL_FOLDER = ".kernelgate"
+
+# A device's clock is quieter than a host shared with everything else that runs on it.
+DEFAULTS_BY_DEVICE = {
+    "cuda": {"gate_margin": 0.03, "gate_mde": 0.03, "gate_env_tolerance": 0.05},
+    "cpu": {"gate_margin": 0.30, "gate_mde": 0.30, "gate_env_tolerance": 0.30},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What this invocation asks of the gate.
+
+    Attributes:
+        compare: Selects a baseline; empty for the newest, None where nothing is compared.
+        record: The reason for a new baseline, None where none is recorded.
+        processes: Observations of each benchmark.
+        child: Where this process writes its observations if it is a child.
+        timeout: Seconds a child may take.
+        baselines: The folder with a folder for each class of machine.
+        local: As ``baselines``, outside version control.
+        storage: pytest-benchmark's storage, if it was chosen; baselines are then looked up there.
+        machine: The machine class, if it is named rather than detected.
+    """
+
+    compare: str | None
+    record: str | None
+    processes: int
+    child: Path | None
+    timeout: float
+    baselines: Path
+    local: Path
+    storage: Path | None
+    machine: str
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the command line options and ini keys."""
+    group = parser.getgroup("gate", "kernelgate: performance and accuracy against a baseline")
+    group.addoption(
+        "--gate-processes",
+        type=int,
+        metavar="N",
+        help="Measure in N fresh processes, each one observation. Default: the ini key gate_processes, otherwise "
+        f"{DEFAULT_REPLICATION} when comparing or recording and 1 when only measuring.",
+    )
+    group.addoption(
+        "--gate-record",
+        metavar="REASON",
+        help="Add a baseline for this class of machine, with the reason for it. Needs a clean tree and a green run.",
+    )
+    group.addoption(
+        "--gate-timeout",
+        type=float,
+        default=900.0,
+        metavar="SECONDS",
+        help="Longest time that one of the processes may take. Default: %(default)g",
+    )
+    group.addoption(CHILD_OPTION, type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    parser.addini("gate_processes", "Default of --gate-processes", type="int", default=None)
+    parser.addini("gate_margin", "Slowdown that counts as none (fraction)", type="float", default=None)
+    parser.addini("gate_mde", "Slowdown beyond the margin that must be found (fraction)", type="float", default=None)
+    parser.addini("gate_env_tolerance", "Difference of ceilings that is no difference", type="float", default=None)
+    parser.addini("gate_baselines", "Folder of the baselines, relative to rootdir", default="perf_baselines")
+    parser.addini("gate_machine", "Name of the machine class, instead of the detected one", default="")
+
+
+def read_options(config: pytest.Config) -> Options:
+    """Read and check the options of this invocation.
+
+    Raises:
+        pytest.UsageError: They contradict each other or mean nothing.
+    """
+    option = config.option
+    compare = _selector(config)
+    record: str | None = option.gate_record
+    deciding = compare is not None or record is not None
+    processes: int | None = (
+        option.gate_processes if option.gate_processes is not None else config.getini("gate_processes")
+    )
+    if processes is None:
+        processes = DEFAULT_REPLICATION if deciding else 1
+    if processes < 1:
+        raise pytest.UsageError(f"--gate-processes: expected at least 1, found {processes}")
+    if record is not None and not record.strip():
+        raise pytest.UsageError("--gate-record: expected the reason for the new baseline, found nothing")
+    if record is not None and compare is not None:
+        raise pytest.UsageError(
+            "--gate-record makes a new baseline and --benchmark-compare uses an old one: choose one"
+        )
+    if deciding and under_xdist(config):
+        raise pytest.UsageError("benchmarks cannot be compared or recorded under xdist; leave out -n")
+    if deciding and option.benchmark_disable and not option.benchmark_enable:
+        raise pytest.UsageError("--benchmark-disable measures nothing that could be compared or recorded")
+    for name in DEFAULTS_BY_DEVICE["cpu"]:
+        value = config.getini(name)
+        if value is not None and value <= 0:
+            raise pytest.UsageError(f"ini key {name}: expected a positive fraction, found {value}")
+    return Options(
+        compare=compare,
+        record=record,
+        processes=processes,
+        child=option.gate_child,
+        timeout=option.gate_timeout,
+        baselines=config.rootpath / config.getini("gate_baselines"),
+        local=config.rootpath / LOCAL_FOLDER,
+        storage=_storage(config),
+        machine=config.getini("gate_machine"),
+    )
+
+
+def tolerance(config: pytest.Config, name: str, device: str) -> float:
+    """A margin, by its ini key, or the default of the kind of device."""
+    value = config.getini(name)
+    return float(value) if value is not None else DEFAULTS_BY_DEVICE[device.partition(":")[0]][name]
+
+
+def _selector(config: pytest.Config) -> str | None:
+    """The baseline that --benchmark-compare asks for."""
+    value: Any = config.option.benchmark_compare
+    if value is True:
+        return ""
+    if not value:
+        return None
+    swallowed = Path(config.invocation_params.dir, value.partition("::")[0])
+    if "::" in value or (swallowed.exists() and swallowed.suffix != ".json"):
+        raise pytest.UsageError(
+            f"--benchmark-compare took {value!r}, which is a path to tests, as the baseline to compare with; "
+            f"write the path first: pytest {value} --benchmark-compare"
+        )
+    return str(value)
+
+
+def _storage(config: pytest.Config) -> Path | None:
+    uri: str = config.option.benchmark_storage
+    if uri == STORAGE_DEFAULT or "://" in uri.removeprefix("file://"):
+        return None
+    return Path(config.invocation_params.dir, uri.removeprefix("file://"))

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+
+pytestmark = pytest.mark.correctness
+
+TWO = """
+    import clock
+    import pytest
+
+    @pytest.mark.parametrize("size", ["small", "large"])
+    def test_work(benchmark, size):
+        benchmark(clock.work)
+"""
+
+
+def names(path):
+    return sorted(benchmark["name"] for benchmark in json.loads(path.read_text())["benchmarks"])
+
+
+class TestRefusals:
+    def refused(self, project, *arguments):
+        result = project.run(*arguments)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        assert not (project.path / "started").exists() or "test session starts" not in result.stdout.str()
+        assert project.baselines() == []
+        return result.stderr.str()
+
+    def test_an_empty_reason(self, project):
+        project.commit()
+        assert "expected the reason" in self.refused(project, "--gate-record= ")
+
+    def test_a_dirty_tree(self, project):
+        project.commit()
+        (project.path / "kernel.py").touch()
+        error = self.refused(project, "--gate-record=why")
+        assert "uncommitted changes" in error
+        assert "?? kernel.py" in error
+
+    def test_an_unknown_commit(self, project):
+        project.environment(GIT_CEILING_DIRECTORIES=project.path.parent)
+        assert "KERNELGATE_COMMIT" in self.refused(project, "--gate-record=why")
+
+    def test_comparing_at_the_same_time(self, project):
+        project.commit()
+        assert "choose one" in self.refused(project, "--gate-record=why", "--benchmark-compare")
+
+    def test_nothing_to_record(self, project):
+        project.commit()
+        result = project.run("--gate-record=why", "-k", "nothing")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines("ERROR: --gate-record: no benchmark was selected*")
+
+
+class TestRecording:
+    def test_a_file_says_what_why_and_where(self, project):
+        path = project.record()
+        document = json.loads(path.read_text())
+        assert document["kernelgate"]["reason"] == "first"
+        assert document["kernelgate"]["machine_class"] == "test-box"
+        assert "python" in document["kernelgate"]["toolchain"]
+        assert document["commit_info"]["id"].startswith(path.stem.partition("_")[2])
+        assert "hz_actual" not in document["machine_info"]["cpu"]
+
+    def test_an_exported_tree_names_its_commit(self, project):
+        project.environment(GIT_CEILING_DIRECTORIES=project.path.parent, KERNELGATE_COMMIT="0123456789abcdef")
+        assert project.run("--gate-record=why", "--gate-processes=1").ret == 0
+        assert [path.name for path in project.baselines()] == ["0001_0123456789.json"]
+
+    def test_files_are_added_and_never_changed(self, project):
+        first = project.record("--gate-processes=1")
+        content = first.read_bytes()
+        second = project.record("--gate-processes=1")
+        assert first.read_bytes() == content
+        assert second.name.startswith("0002_")
+
+    def test_benchmarks_not_asked_for_are_carried_over(self, project):
+        project.pytester.makepyfile(test_it=TWO, test_more=TWO)
+        first = project.record("--gate-processes=1")
+        assert len(names(first)) == 4
+        second = project.record("--gate-processes=1", "test_it.py", "-k", "small")
+        assert names(second) == names(first)
+
+    def test_benchmarks_that_are_gone_are_not_carried_over(self, project):
+        project.pytester.makepyfile(test_it=TWO)
+        project.record("--gate-processes=1")
+        project.pytester.makepyfile(test_it=TWO.replace('["small", "large"]', '["small"]'))
+        assert names(project.record("--gate-processes=1")) == ["test_work[small]"]
+
+
+class TestLocalBaseline:
+    def local(self, project):
+        return sorted((project.path / ".kernelgate" / "test-box").glob("*.json"))
+
+    def test_it_is_made_once_and_then_compared_with(self, project):
+        arguments = ("--benchmark-compare", "--gate-processes=2")
+        result = project.run(*arguments)
+        assert result.ret == 0
+        result.stdout.fnmatch_lines("NO BASELINE for machine class test-box*")
+        assert len(self.local(project)) == 1
+        project.environment(SLOWDOWN=2)
+        result = project.run(*arguments)
+        assert result.ret == 1
+        result.stdout.fnmatch_lines("1 REGRESSED*local baseline 0001_local.json*")
+        assert len(self.local(project)) == 1
+
+    def test_it_is_invisible_to_git(self, project):
+        project.commit()
+        project.compare()
+        assert project.run("--gate-record=why", "--gate-processes=1").ret == 0
+
+    def test_it_grows_by_new_benchmarks_and_keeps_the_others(self, project):
+        project.run("--benchmark-compare", "--gate-processes=2")
+        project.environment(SLOWDOWN=1.01)
+        project.pytester.makepyfile(test_more=TWO)
+        assert project.run("--benchmark-compare", "--gate-processes=2").ret == 0
+        first, second = self.local(project)
+        assert names(second) == ["test_work", "test_work[large]", "test_work[small]"]
+        (old,) = json.loads(first.read_text())["benchmarks"]
+        assert old in json.loads(second.read_text())["benchmarks"]
+
+    def test_it_is_not_made_by_a_failing_run(self, project):
+        project.pytester.makepyfile(test_other="def test_other(): assert False")
+        assert project.compare().ret == 1
+        assert self.local(project) == []

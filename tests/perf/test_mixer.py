@@ -1,0 +1,47 @@
+"""One Mamba-2 mixer of Bamba-9B: projections, convolution, scan, gated norm."""
+
+import pytest
+import torch
+
+from bamba import Bamba
+from bamba.config import PRESETS
+from bamba.model import locate
+from tests.perf.problems import DEVICE, DTYPE, MIXER_ERROR, MIXER_TOKENS, ScanProblem, relative_error
+
+pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="mixer")]
+
+# One mixer at full width; the rest of the model is as small as it gets.
+CONFIG = PRESETS["bamba-9b"].replace(num_layers=1, attn_layers=(), vocab_size=1, d_mlp=1)
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A model in the machine's dtype and the same weights in fp64."""
+    model = Bamba(CONFIG, device=DEVICE, dtype=DTYPE)
+    exact = Bamba(CONFIG, ssm="chunked", device=DEVICE, dtype=torch.float64)
+    exact.load_state_dict(model.state_dict())
+    return model, exact
+
+
+@pytest.mark.parametrize("tokens", [pytest.param(MIXER_TOKENS, id=f"bamba-9b-1x{MIXER_TOKENS}")])
+def test_mixer(benchmark, models, tokens):
+    model = models[0]
+    mixer, exact_mixer = (each.model.layers[0].mamba for each in models)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    hidden = torch.randn(1, tokens, CONFIG.d_model, generator=generator, device=DEVICE, dtype=DTYPE)
+    positions = locate(torch.arange(tokens, device=DEVICE), CONFIG, DTYPE)
+    weights = mixer.in_proj.weight.numel() + mixer.out_proj.weight.numel()
+    scan = ScanProblem(ssm="", batch=1, seqlen=tokens)
+    with torch.inference_mode():
+        exact = exact_mixer(hidden.double(), positions, None)
+        benchmark.declare(
+            tokens=tokens,
+            bytes=weights * DTYPE.itemsize + 2 * hidden.nbytes,
+            flops=2 * weights * tokens + scan.flops,
+            device=DEVICE,
+            error=lambda out: relative_error(out, exact),
+            error_budget=MIXER_ERROR,
+            asked=model.ssm,
+            ran=model.ssm_in_use,
+        )
+        benchmark(mixer, hidden, positions, None)

@@ -1,0 +1,101 @@
+"""The whole model: prefill of a prompt and decode of one token, in bamba-9b-perf on a GPU."""
+
+import pytest
+import torch
+from torch import nn
+
+from bamba import Bamba
+from tests.perf.problems import (
+    DECODE_BATCHES,
+    DEVICE,
+    DTYPE,
+    MODEL,
+    MODEL_ERROR,
+    MODELS,
+    ON_GPU,
+    PREFILL_TOKENS,
+    model_flops,
+    relative_error,
+)
+
+pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="model")]
+
+CONFIG = MODELS[MODEL]
+PROMPT = 256
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A model in the machine's dtype and the same weights in fp64."""
+    model = Bamba(CONFIG, device=DEVICE, dtype=DTYPE)
+    exact = Bamba(CONFIG, ssm="chunked", device=DEVICE, dtype=torch.float64)
+    exact.load_state_dict(model.state_dict())
+    return model, exact
+
+
+def prompt(batch, seqlen):
+    """Random tokens from a fixed seed."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    return torch.randint(CONFIG.vocab_size, (batch, seqlen), generator=generator, device=DEVICE)
+
+
+def matrix_weights(model):
+    """Weights that every token is multiplied with; logits are computed of the last token only."""
+    linear = (module for module in model.model.modules() if isinstance(module, nn.Linear))
+    return sum(module.weight.numel() for module in linear)
+
+
+def prefill(model, token_ids, cache):
+    """The logits after the last token of a prompt, into a cache that is emptied first."""
+    cache.reset()
+    return model(token_ids, cache, logits_to_keep=1)
+
+
+def decode(model, token_ids, cache):
+    """The logits after one more token, always of the same position."""
+    cache.length = PROMPT
+    cache.position.fill_(PROMPT)
+    return model(token_ids, cache)
+
+
+@pytest.mark.parametrize("tokens", [pytest.param(PREFILL_TOKENS, id=f"{MODEL}-1x{PREFILL_TOKENS}")])
+def test_prefill(benchmark, models, tokens):
+    model, exact_model = models
+    token_ids = prompt(1, tokens)
+    with torch.inference_mode():
+        exact = exact_model(token_ids, logits_to_keep=1)
+        benchmark.declare(
+            tokens=tokens,
+            flops=model_flops(CONFIG, matrix_weights(model), tokens),
+            device=DEVICE,
+            error=lambda logits: relative_error(logits, exact),
+            error_budget=MODEL_ERROR,
+            asked=model.ssm,
+            ran=model.ssm_in_use,
+        )
+        benchmark(prefill, model, token_ids, model.new_cache(batch=1, max_len=tokens))
+
+
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=f"{MODEL}-b{batch}") for batch in DECODE_BATCHES])
+def test_decode(benchmark, models, batch):
+    model, exact_model = models
+    token_ids = prompt(batch, PROMPT + 1)
+    caches = [each.new_cache(batch=batch, max_len=PROMPT + 1) for each in models]
+    with torch.inference_mode():
+        for each, cache in zip(models, caches, strict=True):
+            each(token_ids[:, :-1], cache, logits_to_keep=1)
+        exact = decode(exact_model, token_ids[:, -1:], caches[1])
+        weights = matrix_weights(model) + model.lm_head.weight.numel()
+        benchmark.declare(
+            tokens=batch,
+            bytes=weights * DTYPE.itemsize + 2 * caches[0].nbytes,
+            flops=2 * weights * batch,
+            device=DEVICE,
+            graph=ON_GPU,
+            asked=model.ssm,
+            ran=model.ssm_in_use,
+        )
+        # Each call moves the state on, so only the first result, taken here, has a known truth.
+        error = relative_error(decode(model, token_ids[:, -1:], caches[0]), exact)
+        assert error <= MODEL_ERROR
+        benchmark(decode, model, token_ids[:, -1:], caches[0])
