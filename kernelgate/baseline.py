@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pytest_benchmark.utils import safe_dumps
 
 from kernelgate.metrics import LATENCY, Metric, read_metrics
 
@@ -141,8 +142,8 @@ def write(folder: Path, document: Mapping[str, Any], commit: str, *, lock: Path)
         descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(document, stream, separators=(",", ":"))
-                stream.write("\n")
+                # As pytest-benchmark writes them: a parameter that is no JSON value is written as its repr.
+                stream.write(safe_dumps(document, separators=(",", ":")) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(temporary).chmod(0o644)

@@ -15,7 +15,7 @@ LOCAL_FOLDER = ".kernelgate"
 
 # A device's clock is quieter than a host shared with everything else that runs on it.
 DEFAULTS_BY_DEVICE = {
-    "cuda": {"gate_margin": 0.03, "gate_mde": 0.03, "gate_env_tolerance": 0.05},
+    "cuda": {"gate_margin": 0.04, "gate_mde": 0.03, "gate_env_tolerance": 0.05},
     "cpu": {"gate_margin": 0.30, "gate_mde": 0.30, "gate_env_tolerance": 0.30},
 }
 

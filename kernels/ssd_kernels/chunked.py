@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ssd_kernels.interface import check_inputs, discretise, state_dtype
 
-# Tokens and heads (of all sequences and groups together) worked on at once, so that what they need stays in cache:
-# measured on Bamba-9B's mixer with 1 and 2 threads against 32 tokens, and 64 and 128 heads.
+# Tokens, and on a CPU heads (of all sequences and groups together), worked on at once, so that what they need stays in
+# cache: measured on Bamba-9B's mixer with 1 and 2 threads against 32 tokens, and 64 and 128 heads.
 _BLOCK = 64
 _HEADS = 32
 
@@ -44,7 +44,8 @@ def chunked(
     """The scan in torch, differentiable; see :class:`ssd_kernels.interface.SSD`.
 
     Computes in fp32 (fp64 for fp64 inputs); running sums of dt · A are fp64, so that the result is exact for any decay.
-    Extra memory: some (32, 64, 64) blocks, however many tokens and heads.
+    Extra memory: some (32, 64, 64) blocks, however many tokens and heads; on a GPU, which takes all heads at once, some
+    (batch · nheads, 64, 64) blocks.
     """
     sizes = check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
@@ -55,7 +56,7 @@ def chunked(
     final_state = torch.empty(sizes.state_shape, dtype=dtype, device=x.device)
     step = discretise(dt, dt_bias, dt_softplus, dt_limit, dtype)
     heads_per_group = sizes.nheads // sizes.ngroups
-    slab = max(1, _HEADS // max(1, sizes.batch * sizes.ngroups))
+    slab = heads_per_group if x.is_cuda else max(1, _HEADS // max(1, sizes.batch * sizes.ngroups))
     for first in range(0, heads_per_group, slab):
         # Some heads of every group, (…, g, r, …): so that the groups' B and C serve them in one product.
         heads = slice(first, min(first + slab, heads_per_group))

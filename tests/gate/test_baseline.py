@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -49,9 +51,13 @@ class TestFiles:
             writer.join()
         assert [path.name[:4] for path in baseline.files(tmp_path)] == [f"{number:04}" for number in range(1, 9)]
 
-    def test_a_failing_write_leaves_nothing_behind(self, tmp_path):
-        with pytest.raises(TypeError):
-            baseline.write(tmp_path / "box", document(extra=object()), "abc", lock=tmp_path / "lock")
+    def test_a_failing_write_leaves_nothing_behind(self, tmp_path, monkeypatch):
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            baseline.write(tmp_path / "box", document(), "abc", lock=tmp_path / "lock")
         assert list((tmp_path / "box").iterdir()) == []
 
     @pytest.mark.parametrize("selector", ["2", "0002", "0002_b", "0002_b.json"])

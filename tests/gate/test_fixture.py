@@ -66,6 +66,7 @@ TORCH_BENCHMARKS = """
 def measured(project, monkeypatch):
     """The outcome of the benchmarks above, and what was stored, by test."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the figures below are those of a CPU
     project.pytester.makepyfile(test_it=TORCH_BENCHMARKS)
     result = project.run("--benchmark-json=out.json", "--benchmark-timer=time.perf_counter")
     document = json.loads((project.path / "out.json").read_text())

@@ -34,5 +34,5 @@ def test_a_named_machine_keeps_its_name():
 
 def test_the_toolchain_names_its_versions():
     versions = machine.toolchain()
-    assert versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(versions["torch"])  # which may leave the build, "+cu130", out
     assert versions["python"].startswith("3.")

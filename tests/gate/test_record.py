@@ -62,6 +62,14 @@ class TestRecording:
         assert document["commit_info"]["id"].startswith(path.stem.partition("_")[2])
         assert "hz_actual" not in document["machine_info"]["cpu"]
 
+    def test_a_parameter_that_is_no_json_value_is_written_as_its_repr(self, project):
+        project.pytester.makepyfile(test_it=TWO.replace('"small", "large"', "frozenset([1]), frozenset([2])"))
+        project.commit()
+        assert project.run("--gate-record=why").ret == 0
+        stored = json.loads(project.baselines()[0].read_text())
+        assert stored["benchmarks"][0]["params"] == {"size": "UNSERIALIZABLE[frozenset({1})]"}
+        assert project.run("--benchmark-compare", "--gate-processes=1").ret == 0
+
     def test_an_exported_tree_names_its_commit(self, project):
         project.environment(GIT_CEILING_DIRECTORIES=project.path.parent, KERNELGATE_COMMIT="0123456789abcdef")
         assert project.run("--gate-record=why", "--gate-processes=1").ret == 0
