@@ -13,10 +13,11 @@ from kernelgate.stock import STORAGE_DEFAULT, under_xdist
 DEFAULT_REPLICATION = 3
 LOCAL_FOLDER = ".kernelgate"
 
-# A device's clock is quieter than a host shared with everything else that runs on it.
+# Measured: processes on an H200 differ by 0.1 %, two H200s by up to 3 %. Processes on two shared cores differ by 9 to
+# 33 %, so time alone shows no less than a doubling there; memory and errors are as sharp as on a GPU.
 DEFAULTS_BY_DEVICE = {
     "cuda": {"gate_margin": 0.04, "gate_mde": 0.03, "gate_env_tolerance": 0.05},
-    "cpu": {"gate_margin": 0.30, "gate_mde": 0.30, "gate_env_tolerance": 0.30},
+    "cpu": {"gate_margin": 0.50, "gate_mde": 1.50, "gate_env_tolerance": 1.00},
 }
 
 

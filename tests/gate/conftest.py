@@ -68,7 +68,8 @@ class Project:
         self.configure()
 
     def configure(self, **keys):
-        keys = {"gate_machine": MACHINE, "filterwarnings": "error", "markers": "perf: performance"} | keys
+        gate = {"gate_machine": MACHINE, "gate_margin": 0.3, "gate_mde": 0.3, "gate_env_tolerance": 0.3}
+        keys = gate | {"filterwarnings": "error", "markers": "perf: performance"} | keys
         lines = [f"{key} = {value}" for key, value in keys.items() if value is not None]
         self.pytester.makeini("\n".join(["[pytest]", *lines]))
 
@@ -84,7 +85,7 @@ class Project:
 
     def run_stock(self, *arguments):
         """Run pytest with the stock plugin only; the gate's ini keys would be unknown to it."""
-        self.configure(gate_machine=None)
+        self.configure(gate_machine=None, gate_margin=None, gate_mde=None, gate_env_tolerance=None)
         result = self._run("-p", "no:kernelgate.plugin", *arguments)
         self.configure()
         assert "gate loaded: True" not in result.stdout.str()

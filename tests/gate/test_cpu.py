@@ -45,3 +45,12 @@ def test_an_input_freed_during_the_call_does_not_hide_what_it_allocates():
         return torch.empty(100, dtype=torch.uint8)
 
     assert peak_and_workspace(call) == (100, 0)
+
+
+def test_a_block_at_an_address_that_another_profile_has_seen_is_the_callers():
+    tensors = []
+    for _ in range(20):
+        peak_and_workspace(lambda: tensors.append(torch.empty(10_000, dtype=torch.uint8)))
+        tensors.clear()
+        tensors.append(torch.empty(10_000, dtype=torch.uint8))  # mostly at the same address
+        assert peak_and_workspace(tensors.clear) == (0, 0)
