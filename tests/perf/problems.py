@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bamba import Bamba
 from bamba.config import PRESETS, BambaConfig
 from ssd_kernels import get_ssd
 
@@ -125,6 +126,14 @@ def exact_scan(inputs: dict[str, Any]) -> Tensor:
     y = get_ssd("chunked")(**upcast)
     assert isinstance(y, Tensor)
     return y
+
+
+def with_exact_twin(config: BambaConfig) -> tuple[Bamba, Bamba]:
+    """A model in the machine's dtype and one of the same weights in fp64."""
+    model = Bamba(config, device=DEVICE, dtype=DTYPE)
+    exact = Bamba(config, ssm="chunked", device=DEVICE, dtype=torch.float64)
+    exact.load_state_dict(model.state_dict())
+    return model, exact
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from bamba import Bamba
 from bamba.config import PRESETS
 from bamba.model import locate
-from tests.perf.problems import DEVICE, DTYPE, MIXER_ERROR, MIXER_TOKENS, ScanProblem, relative_error
+from tests.perf.problems import DEVICE, DTYPE, MIXER_ERROR, MIXER_TOKENS, ScanProblem, relative_error, with_exact_twin
 
 pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="mixer")]
 
@@ -16,11 +15,7 @@ CONFIG = PRESETS["bamba-9b"].replace(num_layers=1, attn_layers=(), vocab_size=1,
 
 @pytest.fixture(scope="module")
 def models():
-    """A model in the machine's dtype and the same weights in fp64."""
-    model = Bamba(CONFIG, device=DEVICE, dtype=DTYPE)
-    exact = Bamba(CONFIG, ssm="chunked", device=DEVICE, dtype=torch.float64)
-    exact.load_state_dict(model.state_dict())
-    return model, exact
+    return with_exact_twin(CONFIG)
 
 
 @pytest.mark.parametrize("tokens", [pytest.param(MIXER_TOKENS, id=f"bamba-9b-1x{MIXER_TOKENS}")])

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from bamba import Bamba
 from tests.perf.problems import (
     DECODE_BATCHES,
     DEVICE,
@@ -16,6 +15,7 @@ from tests.perf.problems import (
     PREFILL_TOKENS,
     model_flops,
     relative_error,
+    with_exact_twin,
 )
 
 pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="model")]
@@ -26,11 +26,7 @@ PROMPT = 256
 
 @pytest.fixture(scope="module")
 def models():
-    """A model in the machine's dtype and the same weights in fp64."""
-    model = Bamba(CONFIG, device=DEVICE, dtype=DTYPE)
-    exact = Bamba(CONFIG, ssm="chunked", device=DEVICE, dtype=torch.float64)
-    exact.load_state_dict(model.state_dict())
-    return model, exact
+    return with_exact_twin(CONFIG)
 
 
 def prompt(batch, seqlen):
