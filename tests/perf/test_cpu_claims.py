@@ -13,7 +13,7 @@ from tests.perf.problems import ON_GPU, ScanProblem
 pytestmark = [pytest.mark.perf, pytest.mark.skipif(ON_GPU, reason="a claim about CPUs")]
 
 THREADS = 2
-GUARD = 1.5
+RATIO = 3
 REPETITIONS = 5
 CALLS = 7
 
@@ -39,7 +39,7 @@ def calls():
 def test_the_torch_scan_is_faster_than_transformers(record_property):
     """The median of the ratios of several repetitions: a burst of other work spoils a repetition, not the verdict.
 
-    A guard, not the goal, which is 3: on two shared cores the median was 3.4 in three runs and 2.2 in a fourth.
+    On two shared cores the median was between 3.8 and 5.4 in seven processes.
     """
     ratios = []
     with torch.inference_mode():
@@ -51,7 +51,7 @@ def test_the_torch_scan_is_faster_than_transformers(record_property):
     ratio = statistics.median(ratios)
     record_property("ratio", ratio)
     print(f"{ratio:.2f}x, of {', '.join(f'{each:.2f}' for each in ratios)}")
-    assert ratio >= GUARD
+    assert ratio >= RATIO
 
 
 def median_seconds(call):
