@@ -4,6 +4,7 @@ import os
 
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 pytest_plugins = ["pytester"]
 
@@ -22,5 +23,7 @@ settings.register_profile(
     "unshrunk", derandomize=True, database=None, max_examples=15,
     phases=(Phase.explicit, Phase.generate), **_common,
 )  # fmt: skip
-settings.register_profile("nightly", max_examples=200, phases=tuple(Phase), **_common)
+# Fresh examples every time; what fails is kept, and tried first the next time.
+_kept = DirectoryBasedExampleDatabase(os.environ.get("HYPOTHESIS_DATABASE", ".hypothesis/examples"))
+settings.register_profile("nightly", max_examples=200, phases=tuple(Phase), database=_kept, **_common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
