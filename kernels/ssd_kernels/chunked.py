@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ssd_kernels.interface import check_inputs, discretise, state_dtype
+from ssd_kernels.interface import check_inputs, discretise, results, state_dtype
+from ssd_kernels.packed import one_by_one
 
 # Tokens and heads (of all sequences and groups together) worked on at once, so that what they need stays in cache:
 # measured on Bamba-9B's mixer with 2 threads, against 64 tokens, and 16 to 64 heads. A GPU takes all heads.
@@ -40,20 +41,29 @@ def chunked(
     cu_seqlens: Tensor | None = None,
     carry: str = "all",
     return_final_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_chunk_states: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     """The scan in torch, differentiable; see :class:`ssd_kernels.interface.SSD`.
 
     Computes in fp32 (fp64 for fp64 inputs); running sums of dt · A are fp64, so that the result is exact for any decay.
     Extra memory: dt in fp32, and some blocks of 32 tokens and 128 heads, however many there are; on a GPU, of 64 tokens
-    and all heads.
+    and all heads. Packed sequences are scanned one by one, between bounds that the host reads.
     """
     sizes = check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
+    if cu_seqlens is not None:
+        return one_by_one(
+            chunked, sizes, x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus,
+            dt_limit=dt_limit, initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
+            return_final_state=return_final_state, return_chunk_states=return_chunk_states,
+        )  # fmt: skip
     dtype = state_dtype(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final_state = torch.empty(sizes.state_shape, dtype=dtype, device=x.device)
+    nchunks = -(-sizes.seqlen // chunk_size) if return_chunk_states else 0
+    chunk_states = final_state.new_empty((sizes.batch, nchunks, *sizes.state_shape[1:]))
     step = discretise(dt, dt_bias, dt_softplus, dt_limit, dtype)
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
     with_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
@@ -70,16 +80,21 @@ def chunked(
         state = x.new_zeros((sizes.batch, sizes.ngroups, x_slab.shape[3] * sizes.headdim, sizes.d_state), dtype=dtype)
         if initial_state is not None:
             state = state + _heads(initial_state, 1, sizes.ngroups, heads).flatten(2, 3)
+        if D is not None:
+            D_slab = _heads(D.reshape(sizes.nheads, -1), 0, sizes.ngroups, heads).to(dtype)  # (g, r, p or 1)
         for tokens in _blocks(sizes.seqlen, chunk_size, block):
             if carry == "none" and tokens.start > 0 and tokens.start % chunk_size == 0:
                 state = torch.zeros_like(state)
             x_block, B_block, C_block = (tensor[:, tokens].to(dtype) for tensor in (x_slab, B, C))
             y_block, state = _block(x_block, step_slab[:, tokens], A_slab, B_block, C_block, state, multiply)
             if D is not None:
-                y_block = y_block.addcmul_(_heads(D, 0, sizes.ngroups, heads).to(dtype)[..., None], x_block)
+                y_block = y_block.addcmul_(D_slab, x_block)
             y_slab[:, tokens] = y_block
+            if return_chunk_states and (tokens.stop % chunk_size == 0 or tokens.stop == sizes.seqlen):
+                ends = _heads(chunk_states[:, tokens.start // chunk_size], 1, sizes.ngroups, heads)
+                ends.copy_(state.unflatten(2, (-1, sizes.headdim)))
         _heads(final_state, 1, sizes.ngroups, heads).copy_(state.unflatten(2, (-1, sizes.headdim)))
-    return (y, final_state) if return_final_state else y
+    return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
 
 
 def _heads(tensor: Tensor, dim: int, ngroups: int, heads: slice) -> Tensor:

@@ -3,7 +3,9 @@
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060).
 """
 
+import itertools
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,19 +30,31 @@ class SSD(Protocol):
         B: (batch, seqlen, ngroups, d_state), of the dtype of x.
         C: as B.
         chunk_size: tokens in a chunk; changes the result only where `carry` is not `"all"`.
-        D: (nheads,), the skip connection; none by default.
+        D: (nheads,) or (nheads, headdim), the skip connection of each head or channel; none by default.
         dt_bias: (nheads,), added to dt before softplus.
         dt_softplus: apply softplus to dt.
         dt_limit: (low, high), the clamp of the step.
-        initial_state: (batch, nheads, headdim, d_state), fp32 (fp64 for fp64 inputs); zero by default.
-        cu_seqlens: bounds of packed sequences; not supported yet.
+        initial_state: (batch, nheads, headdim, d_state), fp32 (fp64 for fp64 inputs); zero by default. Of packed
+            sequences (nseqs, nheads, headdim, d_state).
+        cu_seqlens: (nseqs + 1,), int32 or int64, on the device of x: the sequences are packed one after another in the
+            one row of a batch of 1, sequence i in tokens cu_seqlens[i] to cu_seqlens[i + 1]. From 0 to seqlen, never
+            decreasing: a sequence may be empty. Chunks are counted from each sequence's start. The values are checked
+            wherever the host reads them: always on a CPU, unless it is torch.compile that calls. An implementation that
+            does not read them on a GPU touches no memory outside the tensors whatever they are, but its results mean
+            nothing where they are wrong.
         carry: `"all"`, every chunk starts from the true state; or `"none"`, every chunk but the first starts from zero.
             The first always starts from `initial_state`.
         return_final_state: return the state after the last token too.
+        return_chunk_states: return the final state, and the state after each chunk too.
 
     Returns:
         y, (batch, seqlen, nheads, headdim) in the dtype of x; or (y, final_state), the state of the shape and dtype of
-        `initial_state`.
+        `initial_state`; or (y, final_state, chunk_states), the last (batch, nchunks, nheads, headdim, d_state) in the
+        dtype of the state, for chunks of `chunk_size` tokens. Those of packed sequences follow one another in one row,
+        ceil(length / chunk_size) of each; where a sequence has any, its last is its final state.
+
+    A NaN or an infinity in x stays in its sequence, head and channel. An implementation that works on many tokens at
+    once may let it reach tokens before it, but none before its chunk.
 
     Raises:
         ValueError: a shape, size or device that does not fit.
@@ -65,7 +79,8 @@ class SSD(Protocol):
         cu_seqlens: Tensor | None = None,
         carry: str = "all",
         return_final_state: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        return_chunk_states: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
         """Run the scan."""
 
 
@@ -79,11 +94,12 @@ class Sizes:
     headdim: int
     ngroups: int
     d_state: int
+    nseqs: int | None = None  # of packed sequences
 
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
-        """(batch, nheads, headdim, d_state)."""
-        return (self.batch, self.nheads, self.headdim, self.d_state)
+        """(batch or nseqs, nheads, headdim, d_state)."""
+        return (self.batch if self.nseqs is None else self.nseqs, self.nheads, self.headdim, self.d_state)
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
@@ -108,6 +124,29 @@ def discretise(
     return step
 
 
+def results(
+    y: Tensor, final_state: Tensor, chunk_states: Tensor, return_final_state: bool, return_chunk_states: bool
+) -> Tensor | tuple[Tensor, ...]:
+    """What a call returns, of what it was asked for."""
+    if return_chunk_states:
+        return y, final_state, chunk_states
+    return (y, final_state) if return_final_state else y
+
+
+def sequence_bounds(cu_seqlens: Tensor, seqlen: int) -> list[int]:
+    """The values of cu_seqlens, read by the host.
+
+    Raises:
+        ValueError: they do not run from 0 to `seqlen` without decreasing.
+    """
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != seqlen or any(a > b for a, b in itertools.pairwise(bounds)):
+        raise ValueError(
+            f"cu_seqlens must start at 0, end at seqlen {seqlen} and never decrease, got {reprlib.repr(bounds)}"
+        )
+    return bounds
+
+
 def check_inputs(
     x: Tensor,
     dt: Tensor,
@@ -123,7 +162,7 @@ def check_inputs(
     cu_seqlens: Tensor | None,
     carry: str,
 ) -> Sizes:
-    """Check the arguments of an SSD call against each other, without reading any element.
+    """Check the arguments of an SSD call against each other; of their elements, only cu_seqlens on a CPU is read.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as :class:`SSD` says; each names argument, expectation, finding.
@@ -132,14 +171,21 @@ def check_inputs(
     _expect_ndim("B", B, "(batch, seqlen, ngroups, d_state)")
     batch, seqlen, nheads, headdim = x.shape
     ngroups, d_state = B.shape[2:]
-    sizes = Sizes(batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=ngroups, d_state=d_state)
+    nseqs = None if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, x)
+    sizes = Sizes(
+        batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=ngroups, d_state=d_state, nseqs=nseqs
+    )
     _expect_shape("dt", dt, "(batch, seqlen, nheads)", (batch, seqlen, nheads))
     _expect_shape("A", A, "(nheads,)", (nheads,))
     _expect_shape("B", B, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
     _expect_shape("C", C, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
-    _expect_shape("D", D, "(nheads,)", (nheads,))
+    if D is not None and D.ndim == 2:
+        _expect_shape("D", D, "(nheads, headdim)", (nheads, headdim))
+    else:
+        _expect_shape("D", D, "(nheads,)", (nheads,))
     _expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
-    _expect_shape("initial_state", initial_state, "(batch, nheads, headdim, d_state)", sizes.state_shape)
+    sequences = "batch" if nseqs is None else "nseqs"
+    _expect_shape("initial_state", initial_state, f"({sequences}, nheads, headdim, d_state)", sizes.state_shape)
     if min(nheads, headdim, ngroups, d_state) < 1:
         raise ValueError(f"nheads, headdim, ngroups and d_state must be at least 1, got {sizes}")
     if nheads % ngroups:
@@ -159,19 +205,31 @@ def check_inputs(
         _expect_device(name, optional, x.device)
     _expect_device("initial_state", initial_state, x.device)
 
-    _check_options(chunk_size, dt_limit, cu_seqlens, carry)
+    _check_options(chunk_size, dt_limit, carry)
     return sizes
 
 
-def _check_options(chunk_size: int, dt_limit: tuple[float, float], cu_seqlens: Tensor | None, carry: str) -> None:
+def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> int:
+    """The number of packed sequences."""
+    if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
+        raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), got {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens: dtype must be torch.int32 or torch.int64, got {cu_seqlens.dtype}")
+    _expect_device("cu_seqlens", cu_seqlens, x.device)
+    if x.shape[0] != 1:
+        raise ValueError(f"x: batch must be 1 where cu_seqlens packs the sequences, got {x.shape[0]}")
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        sequence_bounds(cu_seqlens, x.shape[1])
+    return cu_seqlens.numel() - 1
+
+
+def _check_options(chunk_size: int, dt_limit: tuple[float, float], carry: str) -> None:
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
         raise TypeError(f"chunk_size must be an int, got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
         raise ValueError(f"dt_limit must be (low, high) with low at most high, got {dt_limit}")
-    if cu_seqlens is not None:
-        raise NotImplementedError("cu_seqlens: packed sequences are not supported yet; pass one sequence a batch row")
     if carry not in CARRIES:
         if carry.split(":")[0] in _PLANNED_CARRIES:
             raise NotImplementedError(f"carry {carry!r} is not supported yet; supported: {CARRIES}")

@@ -16,7 +16,7 @@ _BUILT_IN = {
 _DEFAULT = {"cuda": "triton", "cpu": "chunked"}
 
 
-def ssd(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
+def ssd(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
     """The default implementation of the device of `x`: Triton on a GPU, torch on a CPU.
 
     Takes and returns what :class:`ssd_kernels.interface.SSD` says.

@@ -31,7 +31,7 @@ BAD = [
     ("dt_limit", lambda _: (1.0, 0.0), ValueError, r"dt_limit must be \(low, high\).* got \(1.0, 0.0\)"),
     ("carry", lambda _: "some", ValueError, r"carry must be one of \('all', 'none'\), got 'some'"),
     ("carry", lambda _: "window:2", NotImplementedError, r"carry 'window:2' is not supported yet"),
-    ("cu_seqlens", lambda _: torch.tensor([0, 6]), NotImplementedError, r"cu_seqlens: packed .* not supported yet"),
+    ("cu_seqlens", lambda _: torch.tensor([0, 6]), ValueError, r"x: batch must be 1 where cu_seqlens packs .* got 2"),
 ]
 
 

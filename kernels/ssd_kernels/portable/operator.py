@@ -38,7 +38,8 @@ def ssd(
     cu_seqlens: Tensor | None = None,
     carry: str = "all",
     return_final_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_chunk_states: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     """The scan in Triton, forward only; see :class:`ssd_kernels.interface.SSD`.
 
     Takes fp32, bf16 and fp16 inputs of any strides on a GPU, or on a CPU in Triton's interpreter.
@@ -52,6 +53,8 @@ def ssd(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
+    if cu_seqlens is not None or return_chunk_states or (D is not None and D.ndim == 2):
+        raise NotImplementedError("cu_seqlens, return_chunk_states, D per channel: not supported by 'triton' yet")
     if x.dtype == torch.float64:
         raise TypeError("x: dtype must be float32, bfloat16 or float16 for 'triton', got torch.float64")
     if x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
