@@ -1,5 +1,6 @@
 """What a Bamba model remembers between calls: allocated once, written in place, passed explicitly."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class SSMCache(NamedTuple):
 class AttentionCache(NamedTuple):
     """The memory of one attention layer."""
 
-    keys: Tensor  # (batch, nheads_kv, max_len, headdim), rotated
+    keys: Tensor  # (batch, nheads_kv, max_len, headdim), rotated; token t of a sequence is at t
     values: Tensor  # as keys
 
 
@@ -28,19 +29,22 @@ LayerCache = SSMCache | AttentionCache
 class Cache:
     """The memory of a whole model for `batch` sequences of up to `max_len` tokens each.
 
-    One call to the model fills an empty cache with any number of tokens; every later call appends one token.
+    A call to the model appends its tokens to what the cache holds, as many as there is room for; sequences may be of
+    different lengths.
 
     Args:
         config: the model's configuration.
-        batch: sequences, all of the same length.
+        batch: sequences.
         max_len: the most tokens a sequence can reach, prompt included.
         device: where the tensors live; the default device by default.
         dtype: the model's dtype; the default dtype by default.
 
     Attributes:
         layers: the memory of each layer.
-        length: tokens held so far, counted on the host.
-        position: (1,) int64, the same count on the device, so that a decode step never waits for the host.
+        lengths: (batch,) int64, the tokens held of each sequence, on the device, so that a decode step never waits for
+            the host.
+        host_lengths: the same counts on the host. A step that is captured in a CUDA graph and replayed counts in
+            `lengths` alone; whoever replays it sets `length` before the next ordinary call.
 
     Raises:
         ValueError: batch or max_len below 1.
@@ -60,8 +64,8 @@ class Cache:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.batch = batch
         self.max_len = max_len
-        self.length = 0
-        self.position = torch.zeros(1, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.host_lengths = [0] * batch
         dtype = dtype or torch.get_default_dtype()
         state_dtype = torch.promote_types(dtype, torch.float32)
         window_shape = (batch, config.ssm_conv_dim, config.ssm_d_conv - 1)
@@ -86,28 +90,44 @@ class Cache:
         """Bytes held by all layers."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer)
 
-    def expect_room(self, batch: int, seqlen: int) -> None:
-        """Check that `seqlen` more tokens of `batch` sequences can be taken.
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence held, as counted on the host; setting it says so of every sequence."""
+        return max(self.host_lengths)
+
+    @length.setter
+    def length(self, length: int) -> None:
+        self.host_lengths = [length] * self.batch
+
+    @property
+    def position(self) -> Tensor:
+        """Where the next token of each sequence goes: `lengths`, the tensor itself."""
+        return self.lengths
+
+    def expect_room(self, counts: Sequence[int]) -> None:
+        """Check that `counts` more tokens, one count a sequence, can be taken.
 
         Raises:
-            ValueError: another batch than the cache was made for, or more tokens than fit.
-            NotImplementedError: several tokens on top of a cache that already holds some.
+            ValueError: another number of sequences than the cache was made for, or more tokens than fit.
         """
-        if batch != self.batch:
-            raise ValueError(f"cache: made for a batch of {self.batch}, got a batch of {batch}")
-        if self.length + seqlen > self.max_len:
-            raise ValueError(
-                f"cache: holds {self.length} of at most max_len {self.max_len} tokens, no room for {seqlen} more"
-            )
-        if self.length and seqlen > 1:
-            raise NotImplementedError(
-                f"cache: a cache that holds tokens ({self.length}) takes one token a call, got {seqlen}"
-            )
+        if len(counts) != self.batch:
+            raise ValueError(f"cache: made for a batch of {self.batch}, got a batch of {len(counts)}")
+        for row, (held, count) in enumerate(zip(self.host_lengths, counts, strict=True)):
+            if held + count > self.max_len:
+                raise ValueError(
+                    f"cache: row {row} holds {held} of at most max_len {self.max_len} tokens, no room for {count} more"
+                )
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Count the tokens that a call has written, one count a sequence."""
+        equal = min(counts) == max(counts)
+        self.lengths.add_(counts[0] if equal else torch.tensor(counts, device=self.lengths.device))
+        self.host_lengths = [held + count for held, count in zip(self.host_lengths, counts, strict=True)]
 
     def reset(self) -> None:
         """Forget all tokens and keep the memory."""
         self.length = 0
-        self.position.zero_()
+        self.lengths.zero_()
         for layer in self.layers:
             for tensor in layer:
                 tensor.zero_()

@@ -1,21 +1,26 @@
 """The Bamba model: embedding, then blocks of norm → Mamba-2 mixer or attention → norm → MLP, then norm and logits.
 
-Prefill and decode are the same forward; with a cache and one token, the recurrent operators take one step instead of
-a scan. Parameter names are those of `transformers.BambaForCausalLM`, so its state dict loads as it is.
+Prefill, continuation and decode are the same forward; with a cache and one token, the recurrent operators take one
+step instead of a scan. Padded and packed sequences run as one row of all their tokens. Parameter names are those of
+`transformers.BambaForCausalLM`, so its state dict loads as it is.
 Sources: https://huggingface.co/blog/bamba; Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, Self, cast
+import math
+from collections.abc import Callable, Sequence
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bamba.cache import AttentionCache, Cache, LayerCache, SSMCache
+from bamba.attention import Attention
+from bamba.cache import Cache, LayerCache
 from bamba.config import BambaConfig
 from bamba.initialise import init_weights
-from bamba.step import ssd_step
+from bamba.mixer import Mamba2
+from bamba.packing import read_packing
+from bamba.positions import Positions, place_packed, place_rectangle
 from ssd_kernels import SSD, get_ssd, ssd
 from ssd_kernels.registry import default_name
 
@@ -85,21 +90,41 @@ class Bamba(nn.Module):
         """An empty cache on the model's device, in its dtype."""
         return Cache(self.config, batch=batch, max_len=max_len, device=self.device, dtype=self.dtype)
 
-    def forward(self, token_ids: Tensor, cache: Cache | None = None, *, logits_to_keep: int | None = None) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        cache: Cache | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        logits_to_keep: int | None = None,
+    ) -> Tensor:
         """The logits of the token after each given one.
 
         Args:
             token_ids: (batch, seqlen), int64 or int32, each in [0, vocab_size).
-            cache: memory to continue from and to write to; the tokens are a whole sequence without it.
-            logits_to_keep: compute the logits of this many last tokens only; of all by default.
+            cache: memory to continue from and to write to, made for `batch` sequences (`nseqs` with `cu_seqlens`); the
+                tokens are whole sequences without it.
+            attention_mask: (batch, seqlen), bool or integer, on any device, 1 for a token and 0 for padding, of these
+                token ids alone, whatever the cache holds. The tokens of a row are one run, with padding before it or
+                after it. Padding costs nothing and changes nothing: each token's logits are those of its row alone,
+                and the cache then holds the tokens of each row, without padding.
+            cu_seqlens: (nseqs + 1,), int64 or int32, where packed sequences begin and end in a batch of 1: rising from
+                0 to seqlen; sequences may be empty. Each token's logits are those of its sequence alone.
+            logits_to_keep: compute the logits of this many last tokens of each sequence only; of all by default.
+
+        The host reads `attention_mask` and `cu_seqlens`, which waits for the device that they are on; pass neither
+        when every place is a token, as in a decode step.
 
         Returns:
-            (batch, seqlen or logits_to_keep, vocab_size), in the model's dtype.
+            (batch, seqlen, vocab_size), in the model's dtype; with `logits_to_keep`, (batch or nseqs, logits_to_keep,
+            vocab_size), the last logit last. Zeros for padding, and in front where a sequence is shorter than
+            `logits_to_keep`.
 
         Raises:
-            ValueError: a shape that does not fit, no tokens, or no room in the cache.
-            TypeError: token ids that are not integers.
-            NotImplementedError: several tokens on top of a cache that already holds some.
+            ValueError: a shape that does not fit, no tokens, a row without any, a mask with holes, bounds that are
+                none, or no room in the cache.
+            TypeError: token ids, a mask or bounds that are not integers.
         """
         # Everything about the host is settled here; below this line shapes alone decide, so the backbone compiles.
         if token_ids.ndim != 2 or token_ids.shape[1] == 0:
@@ -109,13 +134,24 @@ class Bamba(nn.Module):
         batch, seqlen = token_ids.shape
         if logits_to_keep is not None and not 1 <= logits_to_keep <= seqlen:
             raise ValueError(f"logits_to_keep must be in [1, seqlen {seqlen}], got {logits_to_keep}")
+        packing = read_packing(token_ids, attention_mask, cu_seqlens)
+        counts = (seqlen,) * batch if packing is None else packing.lengths
         if cache is not None:
-            cache.expect_room(batch, seqlen)
-        hidden = self.model(token_ids, cache)
+            cache.expect_room(counts)
+        if packing is None:
+            positions = place_rectangle(token_ids, cache, self.config, self.dtype)
+        else:
+            token_ids = packing.pack(token_ids)
+            positions = place_packed(token_ids, packing, cache, self.config, self.dtype)
+        hidden = self.model(token_ids, positions, None if cache is None else cache.layers)
         if cache is not None:
-            cache.length += seqlen
-        kept = seqlen if logits_to_keep is None else logits_to_keep
-        return cast("Tensor", self.lm_head(hidden[:, seqlen - kept :]))
+            cache.advance(counts)
+        if packing is None:
+            return cast("Tensor", self.lm_head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:]))
+        sources, targets, shape = packing.kept(logits_to_keep)
+        logits = self.lm_head(hidden[0, sources.to(hidden.device)])
+        places = logits.new_zeros(math.prod(shape), logits.shape[-1])
+        return cast("Tensor", places.index_copy(0, targets.to(hidden.device), logits).unflatten(0, shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights, and let what depends on them follow; every such call passes here."""
@@ -139,26 +175,12 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer, ssd, carry, dtype) for layer in range(config.num_layers))
         self.final_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
 
-    def forward(self, token_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Hidden states (batch, seqlen, d_model) of token ids (batch, seqlen)."""
-        seqlen = token_ids.shape[1]
+    def forward(self, token_ids: Tensor, positions: Positions, caches: Sequence[LayerCache] | None) -> Tensor:
+        """Hidden states (batch, seqlen, d_model) of token ids (batch, seqlen) at their positions."""
         hidden = self.embed_tokens(token_ids)
-        # Several tokens begin a sequence, with or without a cache; one token with a cache stands where the cache ends.
-        t = torch.arange(seqlen, device=token_ids.device) if cache is None or seqlen > 1 else cache.position
-        positions = locate(t, self.config, hidden.dtype)
         for i, block in enumerate(self.layers):
-            hidden = block(hidden, positions, None if cache is None else cache.layers[i])
-        if cache is not None:
-            cache.position.add_(seqlen)
+            hidden = block(hidden, positions, None if caches is None else caches[i])
         return cast("Tensor", self.final_layernorm(hidden))
-
-
-class Positions(NamedTuple):
-    """Where the tokens of one forward stand in their sequences, as every layer needs it."""
-
-    t: Tensor  # (seqlen,) int64, counted from the start of the sequence
-    cos: Tensor  # (seqlen, rotary_dim / 2)
-    sin: Tensor  # as cos
 
 
 class Block(nn.Module):
@@ -182,135 +204,6 @@ class Block(nn.Module):
         return cast("Tensor", hidden + self.feed_forward(self.pre_ff_layernorm(hidden)))
 
 
-class Mamba2(nn.Module):
-    """The Mamba-2 mixer: in_proj → causal convolution of x, B, C → SSD → gated norm → out_proj."""
-
-    def __init__(self, config: BambaConfig, ssd: SSD, carry: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.config = config
-        self.ssd = ssd
-        self.carry = carry
-        d_inner, conv_dim, nheads = config.ssm_d_inner, config.ssm_conv_dim, config.ssm_nheads
-        head_dtype = torch.promote_types(dtype, torch.float32)
-        self.in_proj = nn.Linear(config.d_model, config.ssm_d_in_proj, bias=config.ssm_proj_bias, dtype=dtype)
-        self.conv1d = nn.Conv1d(
-            conv_dim, conv_dim, config.ssm_d_conv, groups=conv_dim, bias=config.ssm_conv_bias, dtype=dtype
-        )
-        self.A_log = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
-        self.D = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
-        self.dt_bias = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
-        self.norm = GatedRMSNorm(d_inner, config.ssm_norm_groups, config.norm_eps, dtype)
-        self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.ssm_proj_bias, dtype=dtype)
-
-    def forward(self, hidden: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
-        """(batch, seqlen, d_model) to the same."""
-        c = self.config
-        d_group = c.ssm_ngroups * c.ssm_d_state
-        z, xBC, dt = torch.split(self.in_proj(hidden), [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
-        xBC = F.silu(self._convolve(xBC, cache))
-        x, B, C = torch.split(xBC, [c.ssm_d_inner, d_group, d_group], dim=-1)  # views: the scan takes any strides
-        x = torch.unflatten(x, -1, (c.ssm_nheads, c.ssm_headdim))
-        B = torch.unflatten(B, -1, (c.ssm_ngroups, c.ssm_d_state))
-        C = torch.unflatten(C, -1, (c.ssm_ngroups, c.ssm_d_state))
-        y = self._scan(x, dt, B, C, positions, cache)
-        return cast("Tensor", self.out_proj(self.norm(y.flatten(-2), z)))
-
-    def _convolve(self, xBC: Tensor, cache: SSMCache | None) -> Tensor:
-        """The causal convolution of (batch, seqlen, conv_dim), in that layout."""
-        batch, seqlen, conv_dim = xBC.shape
-        before = self.config.ssm_d_conv - 1
-        window = xBC.new_zeros(batch, conv_dim, before) if cache is None else cache.conv_window
-        inputs = torch.cat([window, xBC.transpose(1, 2)], dim=-1)  # (b, conv_dim, before + t)
-        if cache is not None:
-            cache.conv_window.copy_(inputs[..., seqlen:])
-        out = F.conv1d(inputs, self.conv1d.weight, self.conv1d.bias, groups=conv_dim)
-        # One copy here, so that each token's channels are adjacent for the scan, the norm and out_proj.
-        return out.transpose(1, 2).contiguous()
-
-    def _scan(
-        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, positions: Positions, cache: SSMCache | None
-    ) -> Tensor:
-        """The SSD of x (b, t, h, p), with dt (b, t, h) and B, C (b, t, g, n)."""
-        A = -torch.exp(at_least_fp32(self.A_log))
-        dt_limit = self.config.ssm_dt_limit
-        if cache is not None and x.shape[1] == 1:
-            if self.carry == "none":  # a new chunk forgets
-                cache.state.masked_fill_(positions.t % self.config.ssm_chunk_size == 0, 0.0)
-            y = ssd_step(
-                cache.state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D=self.D, dt_bias=self.dt_bias, dt_limit=dt_limit
-            )
-            return y[:, None]
-        result = self.ssd(
-            x,
-            dt,
-            A,
-            B,
-            C,
-            chunk_size=self.config.ssm_chunk_size,
-            D=self.D,
-            dt_bias=self.dt_bias,
-            dt_softplus=True,
-            dt_limit=dt_limit,
-            carry=self.carry,
-            return_final_state=cache is not None,
-        )
-        if cache is None:
-            return cast("Tensor", result)
-        y, final_state = result
-        cache.state.copy_(final_state)
-        return y
-
-
-class GatedRMSNorm(nn.Module):
-    """RMSNorm of y · silu(z) over each of `groups` equal parts of the last dimension, in fp32 at least."""
-
-    def __init__(self, width: int, groups: int, eps: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.groups = groups
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """(…, width) twice to (…, width), in the dtype of y."""
-        gated = torch.unflatten(at_least_fp32(y) * F.silu(at_least_fp32(z)), -1, (self.groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return self.weight * normed.to(y.dtype)
-
-
-class Attention(nn.Module):
-    """Causal attention with grouped key and value heads and partial rotary embeddings."""
-
-    def __init__(self, config: BambaConfig, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.headdim = config.attn_headdim
-        d_q = config.attn_nheads * config.attn_headdim
-        d_kv = config.attn_nheads_kv * config.attn_headdim
-        self.q_proj = nn.Linear(config.d_model, d_q, bias=config.attn_bias, dtype=dtype)
-        self.k_proj = nn.Linear(config.d_model, d_kv, bias=config.attn_bias, dtype=dtype)
-        self.v_proj = nn.Linear(config.d_model, d_kv, bias=config.attn_bias, dtype=dtype)
-        self.o_proj = nn.Linear(d_q, config.d_model, bias=config.attn_bias, dtype=dtype)
-
-    def forward(self, hidden: Tensor, positions: Positions, cache: AttentionCache | None) -> Tensor:
-        """(batch, seqlen, d_model) to the same."""
-        seqlen = hidden.shape[1]
-        q, k, v = (  # (b, heads, t, headdim)
-            torch.unflatten(projection(hidden), -1, (-1, self.headdim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(q, positions), rotate(k, positions)
-        if cache is not None:
-            cache.keys.index_copy_(2, positions.t, k)
-            cache.values.index_copy_(2, positions.t, v)
-        if cache is not None and seqlen == 1:
-            # The query heads of a group are the rows of one small product: nothing is repeated, shapes stay fixed.
-            rows = q.view(q.shape[0], k.shape[1], -1, self.headdim)  # (b, nheads_kv, group, headdim)
-            seen = torch.arange(cache.keys.shape[2], device=q.device) <= positions.t[:, None]  # (1, max_len)
-            out = F.scaled_dot_product_attention(rows, cache.keys, cache.values, attn_mask=seen).reshape(q.shape)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return cast("Tensor", self.o_proj(out.transpose(1, 2).flatten(-2)))
-
-
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate) · up)."""
 
@@ -323,27 +216,3 @@ class MLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
         return cast("Tensor", self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden)))
-
-
-def locate(t: Tensor, config: BambaConfig, dtype: torch.dtype) -> Positions:
-    """The rotary angles t · theta^(-2i / rotary_dim) of the positions t.
-
-    The frequencies are fp32 by definition, as checkpoints were trained; angles are fp32, or fp64 for an fp64 model.
-    """
-    exponent = torch.arange(0, config.attn_rotary_dim, 2, device=t.device, dtype=torch.float32)
-    frequency = 1.0 / config.attn_rope_theta ** (exponent / config.attn_rotary_dim)
-    angle = t[:, None].to(torch.promote_types(dtype, torch.float32)) * frequency
-    return Positions(t, angle.cos(), angle.sin())
-
-
-def rotate(x: Tensor, positions: Positions) -> Tensor:
-    """Rotate the first elements of each head of x (b, heads, t, headdim): element i pairs with i + rotary_dim / 2."""
-    half = positions.cos.shape[-1]
-    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
-    cos, sin = positions.cos, positions.sin
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """The tensor in fp32, or in fp64 if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

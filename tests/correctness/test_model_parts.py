@@ -108,7 +108,7 @@ def test_the_cache_is_written_in_place_and_sized_by_the_configuration():
     model(torch.arange(34).view(2, 17), cache)
     model(torch.arange(2).view(2, 1), cache)
     assert [tensor.data_ptr() for layer in cache.layers for tensor in layer] == memory
-    assert (cache.length, cache.position.tolist()) == (18, [18])
+    assert (cache.length, cache.lengths.tolist(), cache.position.tolist()) == (18, [18, 18], [18, 18])
     assert {tuple(t.shape): t.dtype for t in cache.layers[0]} == {
         (2, 192, 3): torch.bfloat16,
         (2, 8, 16, 16): torch.float32,
@@ -147,15 +147,6 @@ def test_a_prompt_longer_than_the_cache_is_refused():
     model = Bamba(TINY)
     with pytest.raises(ValueError, match="holds 0 of at most max_len 9 tokens, no room for 10 more"):
         model(torch.arange(10)[None], model.new_cache(batch=1, max_len=9))
-
-
-@torch.inference_mode()
-def test_several_tokens_on_top_of_others_are_not_supported_yet():
-    model = Bamba(TINY)
-    cache = model.new_cache(batch=1, max_len=20)
-    model(torch.arange(10)[None], cache)
-    with pytest.raises(NotImplementedError, match=r"holds tokens \(10\) takes one token a call, got 2"):
-        model(torch.arange(2)[None], cache)
 
 
 def test_a_cache_of_another_batch_is_refused():

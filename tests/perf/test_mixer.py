@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bamba.config import PRESETS
-from bamba.model import locate
+from bamba.positions import locate
 from tests.perf.problems import DEVICE, DTYPE, MIXER_ERROR, MIXER_TOKENS, ScanProblem, relative_error, with_exact_twin
 
 pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="mixer")]
