@@ -1,10 +1,23 @@
-"""Mamba-2 operators: the SSD scan as a definition in fp64, in torch, and in portable Triton.
+"""Mamba-2 operators, each in torch and in portable Triton: the SSD scan, causal convolution, gated norm, decode steps.
 
-Start from :func:`ssd`, which picks the implementation that suits the tensors' device, or name one with
-:func:`get_ssd`.
+Start from the functions here, which take the implementation that suits the tensors' device, or name one with
+:func:`get_op` (for the scan, whose definition in fp64 is there too, :func:`get_ssd`).
 """
 
+from ssd_kernels.defaults import causal_conv1d, causal_conv1d_step, gated_rms_norm, mixer_step, ssd, ssd_step
 from ssd_kernels.interface import SSD
-from ssd_kernels.registry import get_ssd, names, ssd
+from ssd_kernels.registry import OPERATORS, get_op, get_ssd, names
 
-__all__ = ["SSD", "get_ssd", "names", "ssd"]
+__all__ = [
+    "OPERATORS",
+    "SSD",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "gated_rms_norm",
+    "get_op",
+    "get_ssd",
+    "mixer_step",
+    "names",
+    "ssd",
+    "ssd_step",
+]

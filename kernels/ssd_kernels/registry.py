@@ -1,50 +1,69 @@
-"""The one place where an SSD implementation is chosen."""
+"""The one place where the implementation of an operator is chosen."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
-from torch import Tensor
-
 from ssd_kernels.interface import SSD
 
 _BUILT_IN = {
-    "recurrent": "ssd_kernels.reference:recurrent",
-    "chunked": "ssd_kernels.chunked:chunked",
-    "triton": "ssd_kernels.portable:ssd",
+    "ssd": {
+        "recurrent": "ssd_kernels.reference:recurrent",
+        "chunked": "ssd_kernels.chunked:chunked",
+        "triton": "ssd_kernels.portable:ssd",
+    },
+    "causal_conv1d": {
+        "torch": "ssd_kernels.conv:causal_conv1d",
+        "triton": "ssd_kernels.portable.causal_conv1d:causal_conv1d",
+    },
+    "causal_conv1d_step": {
+        "torch": "ssd_kernels.conv:causal_conv1d_step",
+        "triton": "ssd_kernels.portable.causal_conv1d_step:causal_conv1d_step",
+    },
+    "gated_rms_norm": {
+        "torch": "ssd_kernels.norm:gated_rms_norm",
+        "triton": "ssd_kernels.portable.gated_rms_norm:gated_rms_norm",
+    },
+    "ssd_step": {
+        "torch": "ssd_kernels.step:ssd_step",
+        "triton": "ssd_kernels.portable.ssd_step:ssd_step",
+    },
+    "mixer_step": {
+        "torch": "ssd_kernels.step:mixer_step",
+        "triton": "ssd_kernels.portable.mixer_step:mixer_step",
+    },
 }
-_DEFAULT = {"cuda": "triton", "cpu": "chunked"}
+OPERATORS = tuple(_BUILT_IN)
 
 
-def ssd(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
-    """The default implementation of the device of `x`: Triton on a GPU, torch on a CPU.
-
-    Takes and returns what :class:`ssd_kernels.interface.SSD` says.
-    """
-    return get_ssd(default_name(x.device.type))(x, *args, **kwargs)
-
-
-def names() -> tuple[str, ...]:
-    """The names that :func:`get_ssd` knows, besides `"package.module:function"`."""
-    return tuple(_BUILT_IN)
-
-
-def default_name(device_type: str) -> str:
-    """The name of the implementation that :func:`ssd` takes for tensors of `device_type`.
+def names(operator: str = "ssd") -> tuple[str, ...]:
+    """The names of an operator's implementations, besides `"package.module:function"`.
 
     Raises:
+        ValueError: there is no such operator.
+    """
+    return tuple(_built_in(operator))
+
+
+def default_name(device_type: str, operator: str = "ssd") -> str:
+    """The name of the implementation that `ssd_kernels`' function of that name takes for tensors of `device_type`.
+
+    Raises:
+        ValueError: there is no such operator.
         NotImplementedError: there is no default for this kind of device.
     """
-    if device_type not in _DEFAULT:
+    default = {"cuda": "triton", "cpu": "chunked" if operator == "ssd" else "torch"}
+    if device_type not in default:
+        what, get = ("SSD", "get_ssd") if operator == "ssd" else (operator, "get_op")
         raise NotImplementedError(
-            f"no default SSD implementation for device {device_type!r}; name one of {names()} with get_ssd"
+            f"no default {what} implementation for device {device_type!r}; name one of {names(operator)} with {get}"
         )
-    return _DEFAULT[device_type]
+    return default[device_type]
 
 
-@cache
 def get_ssd(name: str) -> SSD:
-    """Look an implementation up by name.
+    """Look an implementation of the scan up by name.
 
     Args:
         name: `"recurrent"`, `"chunked"`, `"triton"`, or `"package.module:function"` for anyone's callable that keeps
@@ -55,11 +74,47 @@ def get_ssd(name: str) -> SSD:
         RuntimeError: the implementation cannot run here (no GPU). Nothing else is put in its place.
         ModuleNotFoundError: the named package is not installed.
     """
-    target = _BUILT_IN.get(name, name)
-    module_name, separator, function_name = target.partition(":")
-    if not (separator and module_name and function_name):
-        raise ValueError(f"name must be one of {names()} or 'package.module:function', got {name!r}")
+    return cast("SSD", get_op("ssd", name))
+
+
+@cache
+def get_op(operator: str, name: str) -> Callable[..., Any]:
+    """Look an implementation of an operator up by name.
+
+    Args:
+        operator: one of :data:`OPERATORS`.
+        name: one of `names(operator)`, or `"package.module:function"` for anyone's callable that keeps the operator's
+            contract: :class:`ssd_kernels.interface.SSD`, :class:`ssd_kernels.conv_interface.CausalConv1d` and
+            `CausalConv1dStep`, :class:`ssd_kernels.norm.GatedRMSNorm`, :class:`ssd_kernels.step_interface.SSDStep` and
+            `MixerStep`.
+
+    Raises:
+        ValueError: unknown operator or name, or a module without such a callable.
+        RuntimeError: the implementation cannot run here (no GPU). Nothing else is put in its place.
+        ModuleNotFoundError: the named package is not installed.
+    """
+    module_name, _, function_name = target(operator, name).partition(":")
     function = getattr(import_module(module_name), function_name, None)
     if not callable(function):
         raise ValueError(f"name {name!r}: module {module_name!r} has no callable {function_name!r}")
-    return cast("SSD", function)
+    return cast("Callable[..., Any]", function)
+
+
+def target(operator: str, name: str) -> str:
+    """The `"package.module:function"` that a name stands for.
+
+    Raises:
+        ValueError: unknown operator or name.
+    """
+    built_in = _built_in(operator)
+    found = built_in.get(name, name)
+    module_name, separator, function_name = found.partition(":")
+    if not (separator and module_name and function_name):
+        raise ValueError(f"name must be one of {tuple(built_in)} or 'package.module:function', got {name!r}")
+    return found
+
+
+def _built_in(operator: str) -> dict[str, str]:
+    if operator not in _BUILT_IN:
+        raise ValueError(f"operator must be one of {OPERATORS}, got {operator!r}")
+    return _BUILT_IN[operator]

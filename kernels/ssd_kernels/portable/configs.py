@@ -26,6 +26,31 @@ class Config:
 CHUNK_CUMSUM = Config(block={"BLOCK_H": 1}, num_warps=4)
 STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
 
+MAX_CONV_WIDTH = 4  # taps
+
+
+def causal_conv1d_config() -> Config:
+    """BLOCK_T: tokens; BLOCK_C: channels."""
+    return Config(block={"BLOCK_T": 16, "BLOCK_C": 128}, num_warps=4)
+
+
+def causal_conv1d_step_config() -> Config:
+    """BLOCK_C: channels."""
+    return Config(block={"BLOCK_C": 256}, num_warps=4)
+
+
+def gated_rms_norm_config(width: int) -> Config:
+    """BLOCK: elements of one norm held at once; a wider one is read twice, block by block."""
+    block = min(_power_of_2(width), 16384)
+    return Config(block={"BLOCK": block}, num_warps=min(max(block // 1024, 1), 16))
+
+
+def ssd_step_config(headdim: int, d_state: int) -> Config:
+    """BLOCK_P, BLOCK_N: the tile of a head's state; BLOCK_N covers d_state."""
+    block_n = _power_of_2(d_state)
+    block_p = min(_power_of_2(headdim), max(1, 4096 // block_n))
+    return Config(block={"BLOCK_P": block_p, "BLOCK_N": block_n}, num_warps=4)
+
 
 def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:
     """BLOCK_T: the side of a tile of CB."""
@@ -47,4 +72,8 @@ def chunk_scan_config(dtype: torch.dtype, chunk_size: int) -> Config:
 
 def tile_size(size: int) -> int:
     """The side of a tile that covers `size`: a power of two, at least the 16 that a matrix product needs."""
-    return max(16, 1 << (size - 1).bit_length())
+    return max(16, _power_of_2(size))
+
+
+def _power_of_2(size: int) -> int:
+    return 1 << (size - 1).bit_length()

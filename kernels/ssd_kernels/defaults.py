@@ -1,0 +1,46 @@
+"""Each operator's default: Triton where the tensors are on a GPU, torch where they are on a CPU.
+
+:func:`ssd_kernels.registry.default_name` decides, and raises NotImplementedError for any other device;
+:func:`ssd_kernels.explain.explain` tells. A default is fixed by the device alone: what its implementation does not
+support is an error, and no other takes its place.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from ssd_kernels.registry import default_name, get_op
+
+
+def ssd(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+    """The scan; takes and returns what :class:`ssd_kernels.interface.SSD` says."""
+    return _default("ssd", x)(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def causal_conv1d(x: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, Tensor]:
+    """The causal convolution; takes and returns what :class:`ssd_kernels.conv_interface.CausalConv1d` says."""
+    return _default("causal_conv1d", x)(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def causal_conv1d_step(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Its step; takes and returns what :class:`ssd_kernels.conv_interface.CausalConv1dStep` says."""
+    return _default("causal_conv1d_step", x)(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def gated_rms_norm(y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The gated norm; takes and returns what :class:`ssd_kernels.norm.GatedRMSNorm` says."""
+    return _default("gated_rms_norm", y)(y, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def ssd_step(state: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The scan's step; takes and returns what :class:`ssd_kernels.step_interface.SSDStep` says."""
+    return _default("ssd_step", state)(state, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def mixer_step(xBC: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A mixer's step; takes and returns what :class:`ssd_kernels.step_interface.MixerStep` says."""
+    return _default("mixer_step", xBC)(xBC, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _default(operator: str, tensor: Tensor) -> Any:
+    return get_op(operator, default_name(tensor.device.type, operator))

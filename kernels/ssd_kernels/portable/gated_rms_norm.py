@@ -1,0 +1,118 @@
+"""The gated RMSNorm: out = weight · u / √(mean(u²) + eps) with u = y · silu(z), over equal parts of a row.
+
+Contract: :class:`ssd_kernels.norm.GatedRMSNorm`. Reference: :func:`ssd_kernels.norm.gated_rms_norm`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssd_kernels.norm import check_norm
+from ssd_kernels.portable.activations import silu
+from ssd_kernels.portable.configs import gated_rms_norm_config
+from ssd_kernels.portable.library import define, device_of, expect_runnable
+
+
+def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: int = 1) -> Tensor:
+    """The gated norm in one Triton kernel, forward only; see :class:`ssd_kernels.norm.GatedRMSNorm`.
+
+    Raises:
+        TypeError: fp64 inputs.
+        RuntimeError: tensors on a CPU, and Triton's interpreter is off.
+        NotImplementedError: leading dimensions of y and z that do not merge into two; on `backward`.
+    """
+    check_norm(y, z, weight, eps, groups)
+    expect_runnable("y", y)
+    expect_runnable("z", z)
+    return torch.ops.ssd_kernels.gated_rms_norm(y, z, weight, eps, groups)  # type: ignore[no-any-return]
+
+
+def _gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+    out = _fake_gated_rms_norm(y)
+    if out.numel() == 0:
+        return out
+    width = y.shape[-1] // groups
+    (outer, *outer_strides), (inner, *inner_strides) = _merged_rows(y, z)
+    y_strides, z_strides = zip(outer_strides, inner_strides, (y.stride(-1), z.stride(-1)), strict=True)
+    with device_of(y):
+        _gated_rms_norm_kernel[(outer * inner * groups,)](
+            y, z, weight, out, y_strides, z_strides, weight.stride(0), inner, eps,
+            GROUPS=groups, WIDTH=width, **gated_rms_norm_config(width).kwargs,
+        )  # fmt: skip
+    return out
+
+
+def _fake_gated_rms_norm(y: Tensor, *_: object) -> Tensor:
+    return torch.empty(y.shape, dtype=y.dtype, device=y.device)
+
+
+def _merged_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
+    """The leading dimensions as two, outer and inner: the size of each, and its strides in y and z."""
+    merged = [(1, 0, 0), (1, 0, 0)]
+    for size, y_stride, z_stride in zip(y.shape[:-1], y.stride(), z.stride(), strict=False):
+        if size == 1:
+            continue
+        if merged[-1][1:] == (size * y_stride, size * z_stride):
+            merged[-1] = (merged[-1][0] * size, y_stride, z_stride)
+        else:
+            merged.append((size, y_stride, z_stride))
+    if len(merged) > 4:
+        raise NotImplementedError(
+            "y and z: 'triton' supports leading dimensions that merge into two, got shape "
+            f"{tuple(y.shape)}, strides {y.stride()} and {z.stride()}; 'torch' supports any"
+        )
+    return merged[-2:]
+
+
+define(
+    "gated_rms_norm(Tensor y, Tensor z, Tensor weight, float eps, int groups) -> Tensor",
+    _gated_rms_norm,
+    _fake_gated_rms_norm,
+)
+
+
+@triton.jit(do_not_specialize=["inner"])
+def _gated_rms_norm_kernel(
+    y_ptr, z_ptr, weight_ptr, out_ptr, y_strides, z_strides, weight_stride, inner, eps,
+    GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: one group of one row. Grid: (outer · inner · GROUPS,), groups fastest.
+
+    The strides of y and z are those of the outer rows, the inner rows and the elements.
+    """
+    pid = tl.program_id(0)
+    row = (pid // GROUPS).to(tl.int64)
+    first = (pid % GROUPS * WIDTH).to(tl.int64)
+    y_ptr += row // inner * y_strides[0] + row % inner * y_strides[1] + first * y_strides[2]
+    z_ptr += row // inner * z_strides[0] + row % inner * z_strides[1] + first * z_strides[2]
+    weight_ptr += first * weight_stride
+    out_ptr += row * (GROUPS * WIDTH) + first
+    offs = tl.arange(0, BLOCK).to(tl.int64)
+    if WIDTH <= BLOCK:
+        gated = _gate(y_ptr, z_ptr, y_strides, z_strides, offs, WIDTH)
+        scale = tl.rsqrt(tl.sum(gated * gated, axis=0) / WIDTH + eps)
+        _store_normed(gated * scale, weight_ptr, weight_stride, out_ptr, offs, WIDTH)
+    else:
+        squares = tl.zeros((BLOCK,), dtype=tl.float32)
+        for start in range(0, WIDTH, BLOCK):
+            gated = _gate(y_ptr, z_ptr, y_strides, z_strides, start + offs, WIDTH)
+            squares += gated * gated
+        scale = tl.rsqrt(tl.sum(squares, axis=0) / WIDTH + eps)
+        for start in range(0, WIDTH, BLOCK):
+            gated = _gate(y_ptr, z_ptr, y_strides, z_strides, start + offs, WIDTH)
+            _store_normed(gated * scale, weight_ptr, weight_stride, out_ptr, start + offs, WIDTH)
+
+
+@triton.jit
+def _gate(y_ptr, z_ptr, y_strides, z_strides, offs, WIDTH: tl.constexpr):
+    """U = y · silu(z), fp32, zero past the end of the group."""
+    y = tl.load(y_ptr + offs * y_strides[2], mask=offs < WIDTH, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + offs * z_strides[2], mask=offs < WIDTH, other=0.0).to(tl.float32)
+    return y * silu(z)
+
+
+@triton.jit
+def _store_normed(normed, weight_ptr, weight_stride, out_ptr, offs, WIDTH: tl.constexpr):
+    weight = tl.load(weight_ptr + offs * weight_stride, mask=offs < WIDTH, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offs, (normed * weight).to(out_ptr.dtype.element_ty), mask=offs < WIDTH)

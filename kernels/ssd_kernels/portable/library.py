@@ -1,0 +1,70 @@
+"""How a launcher becomes an operator of torch's, and what every Triton operator refuses."""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_library = torch.library.Library("ssd_kernels", "FRAGMENT")
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define `ssd_kernels::name`, which torch.compile takes whole; `fake` makes outputs without values.
+
+    A `backward` through it raises NotImplementedError. Of an operator that works in place, whose schema says so by an
+    exclamation mark, torch takes no such formula: call :func:`refuse_gradient` on its result.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    for key in ("CUDA", "CPU"):
+        _library.impl(name, run, key)
+    torch.library.register_fake(f"ssd_kernels::{name}", fake, lib=_library)
+    if "!" not in schema:
+        torch.library.register_autograd(f"ssd_kernels::{name}", lambda *_: _refuse(name), lib=_library)
+
+
+def expect_runnable(name: str, tensor: Tensor) -> None:
+    """Expect what the kernels can work on here.
+
+    Raises:
+        TypeError: fp64.
+        RuntimeError: a tensor on a CPU, and Triton's interpreter is off.
+    """
+    if tensor.dtype == torch.float64:
+        raise TypeError(f"{name}: dtype must be float32, bfloat16 or float16 for 'triton', got torch.float64")
+    if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError(
+            f"{name} must be on a GPU for 'triton', got device cpu; on a CPU take 'torch', or set TRITON_INTERPRET=1 "
+            "before Python starts, to run the kernels in Triton's (slow) interpreter"
+        )
+
+
+def refuse_gradient(name: str, y: Tensor, *inputs: Tensor | None) -> Tensor:
+    """The result of an operator that worked in place: its `backward`, should one need it, raises."""
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    return _NoBackward.apply(name, y, *wanted) if wanted and torch.is_grad_enabled() else y  # type: ignore[no-untyped-call]
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the device of a tensor the current one: Triton launches there."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+class _NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, name: str, y: Tensor, *_: Tensor) -> Tensor:
+        ctx.name = name
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        _refuse(ctx.name)
+
+
+def _refuse(name: str) -> None:
+    raise NotImplementedError(
+        f"ssd_kernels::{name} has no backward: run it under torch.no_grad(), or take the implementation 'torch'"
+    )

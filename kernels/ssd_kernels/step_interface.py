@@ -1,0 +1,176 @@
+"""The contracts of the decode step, of the state space alone and of a whole mixer, and their checks."""
+
+import math
+from typing import Protocol
+
+from torch import Tensor
+
+from ssd_kernels.checks import (
+    FLOATING,
+    expect_device,
+    expect_dtype,
+    expect_ndim,
+    expect_same_dtype,
+    expect_shape,
+    expect_slots,
+)
+
+
+class SSDStep(Protocol):
+    """One token of the scan :class:`ssd_kernels.interface.SSD`, for each row of a batch and each head.
+
+        step = clamp(softplus(dt + dt_bias))        h ← exp(step · A) h + step · x Bᵀ
+        y = h C + D x, or (h C + D x) · silu(z)
+
+    Computed in fp32 (fp64 for fp64 inputs); the state is rounded once, when it is stored, and y is made of the state
+    before that. Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060).
+
+    Args:
+        state: (nslots, nheads, headdim, d_state), fp32, bf16 or fp16 (or fp64), any strides; updated in place.
+        x: (batch, nheads, headdim), any strides.
+        dt: (batch, nheads), any floating dtype; the step after bias, softplus and clamp, each where asked for.
+        A: (nheads,), negative.
+        B: (batch, ngroups, d_state), in the dtype of x; head h takes group h // (nheads // ngroups).
+        C: as B.
+        D: (nheads,) or (nheads, headdim), the skip connection; none by default.
+        z: (batch, nheads, headdim), the gate; none by default.
+        dt_bias: (nheads,), added to dt before softplus.
+        dt_softplus: apply softplus to dt.
+        dt_limit: (low, high), the clamp of the step.
+        slots: (batch,), int32 or int64, each row's index into `state`, no index twice; row i takes slot i by default.
+            Checked on a CPU. On a GPU the host does not read them: a row whose index is out of range touches no slot,
+            and its y is NaN.
+
+    Returns:
+        y, contiguous (batch, nheads, headdim) in the dtype of x.
+
+    Raises:
+        ValueError: a shape, size or device that does not fit.
+        TypeError: a dtype that does not fit.
+        NotImplementedError: legal, but not supported by this implementation.
+    """
+
+    def __call__(
+        self,
+        state: Tensor,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        *,
+        D: Tensor | None = None,
+        z: Tensor | None = None,
+        dt_bias: Tensor | None = None,
+        dt_softplus: bool = False,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """Take one token."""
+
+
+class MixerStep(Protocol):
+    """One token of a Mamba-2 mixer between its projections: causal convolution, then the step of the state space.
+
+    The gated norm is not in it: where the mixer has one, leave `z` to it.
+
+    Args:
+        xBC: (batch, conv_dim), the convolution's input; conv_dim is nheads · headdim + 2 · ngroups · d_state, and tells
+            ngroups.
+        dt: (batch, nheads).
+        z: (batch, nheads · headdim), the gate of y; or None.
+        window: (nslots, conv_dim, width - 1), as of :class:`ssd_kernels.conv_interface.CausalConv1dStep`; updated.
+        state: (nslots, nheads, headdim, d_state), as of :class:`SSDStep`; updated.
+        weight: (conv_dim, width), the convolution's.
+        bias: (conv_dim,), the convolution's; or None.
+        A: (nheads,), negative.
+        activation: the convolution's.
+        D: as of :class:`SSDStep`, like dt_bias, dt_softplus and dt_limit.
+        slots: (batch,), each row's index into both `window` and `state`.
+
+    Returns:
+        y, contiguous (batch, nheads · headdim) in the dtype of xBC.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as :class:`SSDStep`.
+    """
+
+    def __call__(
+        self,
+        xBC: Tensor,
+        dt: Tensor,
+        z: Tensor | None,
+        window: Tensor,
+        state: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        *,
+        activation: str | None = "silu",
+        D: Tensor | None = None,
+        dt_bias: Tensor | None = None,
+        dt_softplus: bool = False,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
+        slots: Tensor | None = None,
+    ) -> Tensor:
+        """Take one token."""
+
+
+def check_ssd_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, D: Tensor | None, z: Tensor | None,
+    dt_bias: Tensor | None, dt_limit: tuple[float, float], slots: Tensor | None,
+) -> None:  # fmt: skip
+    """Check the arguments of :class:`SSDStep`, but for the values of slots."""
+    expect_ndim("x", x, "(batch, nheads, headdim)")
+    expect_ndim("B", B, "(batch, ngroups, d_state)")
+    expect_ndim("state", state, "(nslots, nheads, headdim, d_state)")
+    batch, nheads, headdim = x.shape
+    ngroups, d_state = B.shape[1:]
+    if min(nheads, headdim, ngroups, d_state) < 1:
+        raise ValueError(f"x and B must have at least one head and state, got {tuple(x.shape)} and {tuple(B.shape)}")
+    if nheads % ngroups:
+        raise ValueError(f"B: ngroups must divide nheads {nheads}, got ngroups {ngroups}")
+    state_shape = (state.shape[0], nheads, headdim, d_state)
+    expect_shape("state", state, "(nslots, nheads, headdim, d_state)", state_shape)
+    expect_shape("dt", dt, "(batch, nheads)", (batch, nheads))
+    expect_shape("A", A, "(nheads,)", (nheads,))
+    expect_shape("B", B, "(batch, ngroups, d_state)", (batch, ngroups, d_state))
+    expect_shape("C", C, "(batch, ngroups, d_state)", (batch, ngroups, d_state))
+    if D is not None and D.ndim == 2:
+        expect_shape("D", D, "(nheads, headdim)", (nheads, headdim))
+    else:
+        expect_shape("D", D, "(nheads,)", (nheads,))
+    expect_shape("z", z, "(batch, nheads, headdim)", (batch, nheads, headdim))
+    expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
+    expect_slots(slots, batch, state.shape[0], "state")
+
+    for name, tensor in (("x", x), ("dt", dt), ("A", A), ("D", D), ("z", z), ("dt_bias", dt_bias)):
+        expect_dtype(name, tensor)
+    expect_same_dtype("B", B, "x", x)
+    expect_same_dtype("C", C, "x", x)
+    # An fp64 state is for fp64 inputs: with others, no implementation would compute what it can hold.
+    expect_dtype("state", state, FLOATING if x.dtype == FLOATING[0] else FLOATING[1:])
+    expect_device("x", x, state=state, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, slots=slots)
+    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
+        raise ValueError(f"dt_limit must be (low, high) with low at most high, got {dt_limit}")
+
+
+def mixer_parts(xBC: Tensor, z: Tensor | None, window: Tensor, state: Tensor) -> tuple[int, int, int]:
+    """The widths of x, B and C in xBC.
+
+    Raises:
+        ValueError: the sizes of xBC, z, window and state do not fit together.
+    """
+    expect_ndim("xBC", xBC, "(batch, conv_dim)")
+    expect_ndim("state", state, "(nslots, nheads, headdim, d_state)")
+    nslots, nheads, headdim, d_state = state.shape
+    d_inner = nheads * headdim
+    d_group = (xBC.shape[1] - d_inner) // 2
+    if d_group < 1 or d_state < 1 or d_group % d_state or xBC.shape[1] != d_inner + 2 * d_group:
+        raise ValueError(
+            f"xBC: conv_dim must be nheads · headdim {d_inner} + 2 · ngroups · d_state {d_state}, got {xBC.shape[1]}"
+        )
+    expect_shape("z", z, "(batch, nheads · headdim)", (xBC.shape[0], d_inner))
+    if window.shape[0] != nslots:
+        raise ValueError(f"window must have the slots of state, {nslots}, got {window.shape[0]}")
+    return d_inner, d_group, d_group
