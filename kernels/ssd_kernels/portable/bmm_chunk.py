@@ -8,12 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.portable.chunk_table import ChunkTable
 from ssd_kernels.portable.configs import bmm_chunk_config, tile_size
 from ssd_kernels.portable.plan import CUT, Plan
 from ssd_kernels.portable.tiles import chunk_bounds, dot
 
 
-def bmm_chunk(B: Tensor, C: Tensor, plan: Plan) -> Tensor:
+def bmm_chunk(B: Tensor, C: Tensor, plan: Plan, table: ChunkTable | None) -> Tensor:
     """CB, (batch, nchunks, ngroups, chunk_size, chunk_size) fp32; tiles wholly above the diagonal are not written."""
     sizes = plan.sizes
     shape = (sizes.batch, plan.nchunks, sizes.ngroups, plan.chunk_size, plan.chunk_size)
@@ -21,7 +22,7 @@ def bmm_chunk(B: Tensor, C: Tensor, plan: Plan) -> Tensor:
     config = bmm_chunk_config(B.dtype, plan.chunk_size)
     tiles = triton.cdiv(plan.chunk_size, config.block["BLOCK_T"]) ** 2
     _bmm_chunk_kernel[(sizes.batch * plan.nchunks * sizes.ngroups * tiles,)](
-        B, C, CB, B.stride(), C.stride(), *plan.cut, sizes.ngroups,
+        B, C, CB, B.stride(), C.stride(), None if table is None else table.chunks, *plan.cut, sizes.ngroups,
         CHUNK=plan.chunk_size, D_STATE=sizes.d_state, BLOCK_N=min(tile_size(sizes.d_state), 64), **config.kwargs,
     )  # fmt: skip
     return CB
@@ -29,7 +30,7 @@ def bmm_chunk(B: Tensor, C: Tensor, plan: Plan) -> Tensor:
 
 @triton.jit(do_not_specialize=[*CUT, "ngroups"])
 def _bmm_chunk_kernel(
-    B_ptr, C_ptr, CB_ptr, B_strides, C_strides, seqlen, period, chunks_per_period, nchunks, ngroups,
+    B_ptr, C_ptr, CB_ptr, B_strides, C_strides, table_ptr, seqlen, period, chunks_per_period, nchunks, ngroups,
     CHUNK: tl.constexpr, D_STATE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program: one (BLOCK_T, BLOCK_T) tile of CB. Grid: (batch · nchunks · ngroups · tiles,), tiles fastest."""
@@ -42,7 +43,9 @@ def _bmm_chunk_kernel(
     batch = row // ngroups // nchunks
     if tile // SIDE < tile % SIDE:
         return
-    first, stop = chunk_bounds(chunk, seqlen, period, chunks_per_period, CHUNK)
+    first, stop = chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK)
+    if table_ptr is not None and first >= stop:
+        return
     offs_i = tile // SIDE * BLOCK_T + tl.arange(0, BLOCK_T)
     offs_j = tile % SIDE * BLOCK_T + tl.arange(0, BLOCK_T)
     C_ptrs = C_ptr + batch * C_strides[0] + (first + offs_i)[:, None] * C_strides[1] + group * C_strides[2]

@@ -8,15 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.portable.chunk_table import ChunkTable
 from ssd_kernels.portable.configs import CHUNK_CUMSUM
 from ssd_kernels.portable.plan import CUT, Plan
 from ssd_kernels.portable.tiles import chunk_bounds
 
 
 def chunk_cumsum(
-    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float], plan: Plan
-) -> Tensor:
-    """Steps and their running sums, (batch, nchunks, nheads, 3, chunk_size) fp32.
+    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float], plan: Plan,
+    table: ChunkTable | None,
+) -> Tensor:  # fmt: skip
+    """Steps and their running sums, (batch, nchunks, nheads, 3, chunk_size) fp32; of packed sequences by their table.
 
     The three rows: dt, zero past the end of a chunk; the running sum a rounded to fp32; and what that rounding left.
     """
@@ -29,6 +31,7 @@ def chunk_cumsum(
     _chunk_cumsum_kernel[(sizes.batch * plan.nchunks * head_blocks,)](
         dt, A, dt_bias, steps,
         (dt.stride(), A.stride(0), 0 if dt_bias is None else dt_bias.stride(0)), *dt_limit,
+        None if table is None else table.chunks,
         *plan.cut, sizes.nheads,
         SOFTPLUS=dt_softplus, CHUNK=plan.chunk_size, BLOCK_T=triton.next_power_of_2(plan.chunk_size), **config.kwargs,
     )  # fmt: skip
@@ -37,7 +40,7 @@ def chunk_cumsum(
 
 @triton.jit(do_not_specialize=[*CUT, "nheads"])
 def _chunk_cumsum_kernel(
-    dt_ptr, A_ptr, dt_bias_ptr, steps_ptr, strides, dt_low, dt_high,
+    dt_ptr, A_ptr, dt_bias_ptr, steps_ptr, strides, dt_low, dt_high, table_ptr,
     seqlen, period, chunks_per_period, nchunks, nheads,
     SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +54,9 @@ def _chunk_cumsum_kernel(
     head_blocks = tl.cdiv(nheads, BLOCK_H)
     row = (pid // head_blocks).to(tl.int64)  # batch · nchunks
     chunk = row % nchunks
-    first, stop = chunk_bounds(chunk, seqlen, period, chunks_per_period, CHUNK)
+    first, stop = chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK)
+    if table_ptr is not None and first >= stop:
+        return
     offs_h = (pid % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
     offs_t = tl.arange(0, BLOCK_T)
     in_h = offs_h < nheads

@@ -8,23 +8,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.portable.chunk_table import ChunkTable
 from ssd_kernels.portable.configs import chunk_state_config, tile_size
 from ssd_kernels.portable.plan import CUT, Plan
 from ssd_kernels.portable.tiles import chunk_bounds, decay_between, dot
 
 
-def chunk_state(x: Tensor, B: Tensor, steps: Tensor, plan: Plan) -> Tensor:
+def chunk_state(x: Tensor, B: Tensor, steps: Tensor, plan: Plan, table: ChunkTable | None) -> Tensor:
     """The states added by the chunks, (batch, nstates, nheads, headdim, d_state) fp32.
 
-    nstates is nchunks; or 1, the last chunk's, where the chunks are independent.
+    nstates is nchunks; or, where no other state is needed, 1, the last chunk's, or nseqs, that of each packed sequence.
     """
-    sizes = plan.sizes
-    nstates = 1 if plan.independent else plan.nchunks
+    sizes, nstates = plan.sizes, plan.nstates
     states = torch.empty((sizes.batch, nstates, *sizes.state_shape[1:]), dtype=torch.float32, device=x.device)
-    config = chunk_state_config(x.dtype)
+    config = chunk_state_config(x.dtype, sizes.headdim)
     block_p, block_n = tile_size(sizes.headdim), min(tile_size(sizes.d_state), 128)
     _chunk_state_kernel[(sizes.batch * nstates * sizes.nheads * triton.cdiv(sizes.d_state, block_n),)](
-        x, B, steps, states, x.stride(), B.stride(), *plan.cut, nstates, sizes.nheads, sizes.ngroups,
+        x, B, steps, states, x.stride(), B.stride(),
+        *((None, None) if table is None else (table.chunks, table.sequences if plan.last_only else None)),
+        *plan.cut, nstates, sizes.nheads, sizes.ngroups,
         CHUNK=plan.chunk_size, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, BLOCK_P=block_p, BLOCK_N=block_n,
         **config.kwargs,
     )  # fmt: skip
@@ -33,20 +35,27 @@ def chunk_state(x: Tensor, B: Tensor, steps: Tensor, plan: Plan) -> Tensor:
 
 @triton.jit(do_not_specialize=[*CUT, "nstates", "nheads", "ngroups"])
 def _chunk_state_kernel(
-    x_ptr, B_ptr, steps_ptr, state_ptr, x_strides, B_strides,
+    x_ptr, B_ptr, steps_ptr, state_ptr, x_strides, B_strides, table_ptr, sequences_ptr,
     seqlen, period, chunks_per_period, nchunks, nstates, nheads, ngroups,
     CHUNK: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """One program: a (BLOCK_P, BLOCK_N) tile of one state. Grid: (batch · nstates · nheads · tiles,), tiles fastest."""
+    """One program: a (BLOCK_P, BLOCK_N) tile of one state. Grid: (batch · nstates · nheads · tiles,), tiles fastest.
+
+    `sequences_ptr` is None unless a state stands for a packed sequence, which has that of its last chunk.
+    """
     TILES: tl.constexpr = (D_STATE + BLOCK_N - 1) // BLOCK_N
     pid = tl.program_id(0)
     row = (pid // TILES).to(tl.int64)  # (batch · nstates) · nheads
     head = row % nheads
     chunk = nchunks - nstates + row // nheads % nstates
     batch = row // nheads // nstates
+    if sequences_ptr is not None:
+        chunk = tl.maximum(tl.load(sequences_ptr + 2 * (row // nheads + 1)) - 1, 0)  # of an empty one, any
     group = head // (nheads // ngroups)
-    first, stop = chunk_bounds(chunk, seqlen, period, chunks_per_period, CHUNK)
+    first, stop = chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK)
+    if table_ptr is not None and first >= stop:
+        return
     offs_p = tl.arange(0, BLOCK_P).to(tl.int64)
     offs_n = (pid % TILES * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     x_ptrs = x_ptr + batch * x_strides[0] + head * x_strides[2] + offs_p[:, None] * x_strides[3]

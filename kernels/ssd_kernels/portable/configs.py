@@ -23,6 +23,7 @@ class Config:
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+CHUNK_TABLE = Config(block={"BLOCK": 256}, num_warps=1)
 CHUNK_CUMSUM = Config(block={"BLOCK_H": 1}, num_warps=4)
 STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
 
@@ -58,16 +59,23 @@ def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:
     return Config(block={"BLOCK_T": min(side, tile_size(chunk_size))}, num_warps=4)
 
 
-def chunk_state_config(dtype: torch.dtype) -> Config:
+def chunk_state_config(dtype: torch.dtype, headdim: int) -> Config:
     """BLOCK_T: tokens reduced at once."""
-    return Config(block={"BLOCK_T": 16 if dtype == torch.float32 else 32}, num_warps=4, num_stages=3)
+    block_t = 16 if dtype == torch.float32 else 32
+    return Config(block={"BLOCK_T": block_t}, num_warps=_warps(dtype, headdim), num_stages=3)
 
 
-def chunk_scan_config(dtype: torch.dtype, chunk_size: int) -> Config:
+def chunk_scan_config(dtype: torch.dtype, chunk_size: int, headdim: int) -> Config:
     """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once."""
     rows, columns = (32, 16) if dtype == torch.float32 else (64, 32)
     size = tile_size(chunk_size)
-    return Config(block={"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size)}, num_warps=4, num_stages=1)
+    block = {"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size)}
+    return Config(block=block, num_warps=_warps(dtype, headdim), num_stages=1)
+
+
+def _warps(dtype: torch.dtype, headdim: int) -> int:
+    """Enough for a tile as wide as a head to stay in registers; fp32 products run without tensor cores."""
+    return 8 if dtype == torch.float32 and headdim > 64 else 4
 
 
 def tile_size(size: int) -> int:

@@ -5,8 +5,22 @@ import triton.language as tl
 
 
 @triton.jit
-def chunk_bounds(chunk, seqlen, period, chunks_per_period, CHUNK: tl.constexpr):
-    """The first token of a chunk and one past its last; a chunk ends at the next restart at the latest."""
+def chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK: tl.constexpr):
+    """The first token of a chunk and one past its last, from the table of packed sequences where there is one.
+
+    Not before the first where an entry of the table is not used.
+    """
+    if table_ptr is not None:
+        first = tl.load(table_ptr + 3 * chunk)
+        stop = tl.load(table_ptr + 3 * chunk + 1)
+    else:
+        first, stop = cut_chunk(chunk, seqlen, period, chunks_per_period, CHUNK)
+    return first, stop
+
+
+@triton.jit
+def cut_chunk(chunk, seqlen, period, chunks_per_period, CHUNK: tl.constexpr):
+    """The bounds of a chunk of one sequence; it ends with its period at the latest."""
     restart = chunk // chunks_per_period * period
     first = restart + chunk % chunks_per_period * CHUNK
     stop = tl.minimum(tl.minimum(first + CHUNK, restart + period), seqlen)
