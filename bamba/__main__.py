@@ -14,7 +14,7 @@ import ssd_kernels
 from bamba.bench import bench, now
 from bamba.cache import Cache
 from bamba.config import PRESETS, BambaConfig
-from bamba.generate import stream
+from bamba.generate import stream, until_stop
 from bamba.model import Bamba
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,24 +65,35 @@ def info(args: argparse.Namespace, console: Console) -> None:
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
-    """Print what a random model of a preset makes of a prompt, and how fast."""
+    """Print what a random model of a preset makes of prompts, and how fast."""
     model = _build_model(args)
     if args.prompt_ids is None:
         drawn = torch.Generator().manual_seed(args.seed)
-        prompt = torch.randint(model.config.vocab_size, (1, args.prompt_length), generator=drawn).to(model.device)
+        prompts = [torch.randint(model.config.vocab_size, (args.prompt_length,), generator=drawn).to(model.device)]
     else:
-        prompt = torch.tensor([args.prompt_ids], device=model.device)
+        prompts = [torch.tensor(prompt, device=model.device) for prompt in args.prompt_ids]
+    steps = stream(
+        model,
+        prompts,
+        max_new_tokens=args.new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        stop_ids=args.stop_ids,
+        pad_id=args.pad_id,
+        seed=args.seed,
+    )
     made, times = [], [now(model.device)]
-    steps = stream(model, prompt, max_new_tokens=args.new_tokens, temperature=args.temperature, seed=args.seed)
     for next_ids in steps:
         times.append(now(model.device))
-        made.append(int(next_ids))
+        made.append(next_ids)
     _print_run(args, model, console)
-    console.print(f"prompt:    {' '.join(map(str, prompt[0].tolist()))}")
-    console.print(f"generated: {' '.join(map(str, made))}")
+    for prompt, new_ids in zip(prompts, torch.cat(made, dim=1), strict=True):
+        console.print(f"prompt:    {' '.join(map(str, prompt.tolist()))}")
+        console.print(f"generated: {' '.join(map(str, until_stop(new_ids, args.stop_ids).tolist()))}")
     console.print(f"time to first token: {1e3 * (times[1] - times[0]):.2f} ms, first call of the process included")
     if len(made) > 1:
-        console.print(f"then {(len(made) - 1) / (times[-1] - times[1]):.1f} tokens/s")
+        console.print(f"then {(len(made) - 1) * len(prompts) / (times[-1] - times[1]):.1f} tokens/s")
 
 
 def run_bench(args: argparse.Namespace, console: Console) -> None:
@@ -134,8 +145,15 @@ def _make_parser() -> argparse.ArgumentParser:
 
     parse_generate = commands.add_parser("generate", parents=[running], help=generate.__doc__)
     parse_generate.set_defaults(command=generate)
-    parse_generate.add_argument("--prompt-ids", type=int, nargs="+", help="token ids, instead of random ones")
+    parse_generate.add_argument(
+        "--prompt-ids", type=int, nargs="+", action="append", metavar="ID",
+        help="token ids, instead of random ones; once for each prompt of a batch",
+    )  # fmt: skip
     parse_generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    parse_generate.add_argument("--top-k", type=int, help="sample from this many likeliest tokens")
+    parse_generate.add_argument("--top-p", type=float, help="sample from the likeliest with this probability together")
+    parse_generate.add_argument("--stop-ids", type=int, nargs="+", default=[], metavar="ID", help="tokens that end")
+    parse_generate.add_argument("--pad-id", type=int, help="repeated after the end; the first of --stop-ids by default")
 
     parse_bench = commands.add_parser("bench", parents=[running], help=run_bench.__doc__)
     parse_bench.set_defaults(command=run_bench)

@@ -121,6 +121,17 @@ def cases(draw: st.DrawFn) -> Case:
     )
 
 
+def pad(sequences: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of a padded batch; a token as padding, for it must not matter which."""
+    longest = max(map(len, sequences))
+    ids = torch.ones(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        place = slice(longest - len(sequence), None) if side == "left" else slice(len(sequence))
+        ids[row, place], mask[row, place] = sequence, 1
+    return ids, mask
+
+
 @torch.no_grad()
 def randomise(model: torch.nn.Module, seed: int) -> None:
     """Fill every parameter so that each layer moves the logits and every step and decay rate occurs."""

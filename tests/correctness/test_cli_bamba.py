@@ -55,6 +55,31 @@ def test_generate_prints_what_the_library_generates_and_that_it_is_random(capsys
     assert re.search(r"then \d+\.\d tokens/s", out)
 
 
+def test_prompts_of_a_batch_are_printed_each_with_its_own_tokens(capsys):
+    where = ("--ssm", "chunked", "--device", "cpu", "--seed", "7", "--new-tokens", "6")
+    prompts = [[3, 1, 4], [1, 5], [9, 2, 6, 5]]
+    model = Bamba(BambaConfig.preset("tiny"), ssm="chunked")
+    model.init_weights(seed=7)
+    free = [row[len(prompt) :].tolist() for row, prompt in zip(
+        generate(model, [torch.tensor(prompt) for prompt in prompts], max_new_tokens=6), prompts, strict=True
+    )]  # fmt: skip
+    stop = free[0][1]
+    arguments = [argument for prompt in prompts for argument in ("--prompt-ids", *map(str, prompt))]
+    out = run(capsys, "generate", *arguments, "--stop-ids", str(stop), *where)
+    for prompt, row in zip(prompts, free, strict=True):
+        made = row[: row.index(stop) + 1] if stop in row else row
+        assert f"prompt:    {' '.join(map(str, prompt))}\ngenerated: {' '.join(map(str, made))}\n" in out
+
+
+def test_sampling_options_reach_the_library(capsys):
+    command = ("generate", "--prompt-ids", "3", "1", "--new-tokens", "8", "--temperature", "5")
+    greedy, sampled, likeliest, narrow = (
+        re.findall(r"generated: .*", run(capsys, *command[:6], *command[6:8] * (i > 0), *more))
+        for i, more in enumerate([(), (), ("--top-k", "1"), ("--top-p", "1e-6")])
+    )
+    assert greedy == likeliest == narrow != sampled
+
+
 def test_the_same_seed_prints_the_same_tokens(capsys):
     command = ("generate", "--prompt-length", "6", "--new-tokens", "3", "--temperature", "1", "--carry", "none")
     tokens = [re.findall(r"(?:prompt|generated): .*", run(capsys, *command, "--seed", seed)) for seed in "112"]
@@ -84,7 +109,11 @@ def test_bench_rates_follow_from_its_times():
         (["bench", "--warmup", "-1"], "warmup must be at least 0, got -1"),
         (["generate", "--carry", "window:2"], "carry must be one of ('all', 'none'), got 'window:2'"),
         (["generate", "--ssm", "fastest"], "'fastest'"),
-        (["generate", "--prompt-ids", "256"], "prompt_ids must be in [0, 256), got 256 to 256"),
+        (["generate", "--prompt-ids", "256"], "prompt_ids[0] must be in [0, 256), got 256 to 256"),
+        (["generate", "--top-k", "0"], "top_k must be at least 1, got 0"),
+        (["generate", "--top-p", "2"], "top_p must be above 0 and at most 1, got 2.0"),
+        (["generate", "--stop-ids", "3", "-1"], "stop_ids must be in [0, 256), got -1"),
+        (["generate", "--pad-id", "256"], "pad_id must be in [0, 256), got 256"),
         (["info", "--preset", "bamba"], "invalid choice: 'bamba'"),
         (["info", "--length", "0"], "max_len must be at least 1, got 0"),
         ([], "required"),

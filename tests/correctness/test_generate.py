@@ -5,8 +5,8 @@ import torch
 from transformers import BambaConfig as TransformersConfig, BambaForCausalLM
 
 from bamba import Bamba, BambaConfig, generate
-from bamba.generate import stream
-from tests.correctness.model_strategies import randomise
+from bamba.generate import _Sampling, stream
+from tests.correctness.model_strategies import pad, randomise
 
 pytestmark = pytest.mark.correctness
 
@@ -97,6 +97,72 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(model):
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_prompts_of_unequal_lengths_get_what_each_gets_alone(model, side, use_cache):
+    prompts = [PROMPT[0, :3], PROMPT[1], PROMPT[0, 2:9]]
+    options = {"max_new_tokens": 24, "use_cache": use_cache}
+    alone = [generate(model, prompt[None], max_new_tokens=24)[0, len(prompt) :] for prompt in prompts]
+    if side is None:
+        together = [
+            row[len(prompt) :] for row, prompt in zip(generate(model, prompts, **options), prompts, strict=True)
+        ]
+    else:
+        padded, mask = pad(prompts, side)
+        ids = generate(model, padded, attention_mask=mask, **options)
+        assert torch.equal(ids[:, :14], padded)
+        together = ids[:, 14:]
+    for row, expected in zip(together, alone, strict=True):
+        assert torch.equal(row, expected)
+
+
+def test_a_stop_token_ends_its_row_and_the_last_one_the_generation(model):
+    free = generate(model, PROMPT, max_new_tokens=20)[:, 14:]
+    early, late = int(free[0, 2]), int(free[1, 6])
+    assert early not in free[1, :6].tolist() + free[0, :2].tolist()
+    assert late not in free[1, :6].tolist()
+    ids = generate(model, PROMPT, max_new_tokens=20, stop_ids=[early, late], pad_id=9)
+    assert ids.shape == (2, 14 + 7)
+    assert torch.equal(ids[1, 14:], free[1, :7])
+    assert ids[0, 14:].tolist() == free[0, :3].tolist() + [9] * 4
+    assert generate(model, PROMPT, max_new_tokens=20, stop_ids=[late, early])[0, 17:].tolist() == [late] * 4
+    first, second = generate(model, list(PROMPT.int()), max_new_tokens=20, stop_ids=[early, late])
+    assert torch.equal(first, ids[0, :17])
+    assert torch.equal(second, ids[1])
+    assert first.dtype == torch.int64
+
+
+def test_without_a_stop_token_met_every_row_runs_to_the_end(model):
+    free = generate(model, PROMPT, max_new_tokens=5)
+    never = next(token for token in range(TINY.vocab_size) if token not in free[:, 14:].flatten().tolist())
+    assert torch.equal(generate(model, PROMPT, max_new_tokens=5, stop_ids=[never]), free)
+
+
+def test_top_k_of_one_and_a_tiny_top_p_take_the_likeliest_token(model):
+    greedy = generate(model, PROMPT, max_new_tokens=8)
+    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"top_k": 5, "top_p": 1e-6}):
+        assert torch.equal(generate(model, PROMPT, max_new_tokens=8, temperature=2.0, seed=0, **options), greedy)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"top_k": 2}, [0.0, 0.6, 0.4, 0.0]),
+        ({"top_k": 9}, [0.2, 0.4, 0.8 / 3, 0.4 / 3]),
+        ({"top_p": 0.65}, [0.0, 0.6, 0.4, 0.0]),
+        ({"top_p": 0.7}, [0.2 / 0.8667, 0.4 / 0.8667, 0.2667 / 0.8667, 0.0]),
+        ({"top_p": 1.0}, [0.2, 0.4, 0.8 / 3, 0.4 / 3]),
+        ({"top_k": 2, "top_p": 0.59}, [0.0, 1.0, 0.0, 0.0]),
+        ({"top_k": 2, "top_p": 0.61}, [0.0, 0.6, 0.4, 0.0]),
+    ],
+)
+def test_sampling_keeps_the_likeliest_tokens_in_proportion(options, expected):
+    logits = torch.tensor([[0.2, 0.4, 0.8 / 3, 0.4 / 3]]).log() * 0.5  # at temperature 0.5 these are the probabilities
+    sampling = _Sampling(**{"temperature": 0.5, "top_k": None, "top_p": None} | options)
+    probabilities = sampling.probabilities(logits)
+    assert (probabilities / probabilities.sum())[0].tolist() == pytest.approx(expected, rel=1e-3)
+
+
 def test_tokens_are_yielded_as_they_come(model):
     tokens = stream(model, PROMPT, max_new_tokens=5)
     first = next(tokens)
@@ -132,8 +198,38 @@ def test_prompts_that_do_not_fit_are_named(model, prompt_ids, error, match):
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 1, "temperature": -1.0}, "temperature must be finite and at least 0, got -1.0"),
         ({"max_new_tokens": 1, "temperature": math.inf}, "temperature must be finite and at least 0, got inf"),
+        ({"max_new_tokens": 1, "temperature": math.nan}, "temperature must be finite and at least 0, got nan"),
+        ({"max_new_tokens": 1, "top_k": 0}, "top_k must be at least 1, got 0"),
+        ({"max_new_tokens": 1, "top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"max_new_tokens": 1, "top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"max_new_tokens": 1, "stop_ids": [256]}, r"stop_ids must be in \[0, 256\), got 256"),
+        ({"max_new_tokens": 1, "stop_ids": [1], "pad_id": -1}, r"pad_id must be in \[0, 256\), got -1"),
+        ({"max_new_tokens": 1, "attention_mask": torch.zeros(2, 14, dtype=torch.bool)}, "no token in row 0"),
     ],
 )
 def test_options_out_of_range_are_named_before_anything_runs(model, options, match):
     with pytest.raises(ValueError, match=match):
         stream(model, PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_new_tokens": 1.0}, {"max_new_tokens": 1, "top_k": 2.0}, {"max_new_tokens": 1, "stop_ids": ["a"]}]
+)
+def test_options_that_are_no_numbers_are_named_before_anything_runs(model, options):
+    with pytest.raises(TypeError, match=r"must be an int, got (1.0|2.0|'a')"):
+        stream(model, PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "match"),
+    [
+        ([], {}, "at least one prompt, got none"),
+        ([torch.arange(3), torch.arange(0)], {}, r"prompt_ids\[1\] must have shape \(seqlen,\).* got \(0,\)"),
+        ([torch.arange(6).view(2, 3)], {}, r"prompt_ids\[0\] must have shape \(seqlen,\).* got \(2, 3\)"),
+        ([torch.tensor([3, 300])], {}, r"prompt_ids\[0\] must be in \[0, 256\), got 3 to 300"),
+        ([torch.arange(3)], {"attention_mask": torch.ones(1, 3)}, "expected none where prompt_ids is a sequence"),
+    ],
+)
+def test_sequences_of_prompts_that_do_not_fit_are_named(model, prompts, options, match):
+    with pytest.raises(ValueError, match=match):
+        generate(model, prompts, max_new_tokens=2, **options)

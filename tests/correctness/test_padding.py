@@ -8,23 +8,11 @@ from transformers import BambaConfig as TransformersConfig
 
 from bamba import Bamba, BambaConfig
 from tests.correctness.budget import assert_within_budget
-from tests.correctness.model_strategies import Case, cases, own_error, randomise, true_logits
+from tests.correctness.model_strategies import Case, cases, own_error, pad, randomise, true_logits
 
 pytestmark = pytest.mark.correctness
 
 TINY = BambaConfig.preset("tiny")
-PAD = 1
-
-
-def pad(sequences: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of a padded batch; a token as padding, for it must not matter which."""
-    longest = max(map(len, sequences))
-    ids = torch.full((len(sequences), longest), PAD)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    for row, sequence in enumerate(sequences):
-        place = slice(longest - len(sequence), None) if side == "left" else slice(len(sequence))
-        ids[row, place], mask[row, place] = sequence, 1
-    return ids, mask
 
 
 def rounding(logits: Tensor) -> Tensor:
