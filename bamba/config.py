@@ -111,6 +111,20 @@ class BambaConfig:
 
         return config_from_transformers(hf_config)
 
+    def to_transformers(self, **fields: Any) -> Any:
+        """The `transformers.BambaConfig` that computes the same; `fields` are set in it besides.
+
+        Special tokens are None in it unless `fields` name them.
+
+        Raises:
+            NotImplementedError: a setting that transformers cannot express.
+        """
+        from transformers import BambaConfig as TransformersConfig
+
+        from bamba.huggingface import config_to_transformers
+
+        return TransformersConfig(**config_to_transformers(self) | fields)
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)

@@ -1,8 +1,10 @@
-"""How a `transformers.BambaConfig` reads as ours: every field is mapped, irrelevant to the logits, or refused.
+"""How a `transformers.BambaConfig` reads as ours, and ours as that.
 
-Reference: `transformers.models.bamba`, versions 5.17 to 5.23. Nothing here imports transformers.
+Every field of it is mapped, irrelevant to the logits, or refused. Reference: `transformers.models.bamba`, versions 5.17
+to 5.23. Nothing here imports transformers.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,6 +115,62 @@ def config_from_transformers(hf_config: Any) -> BambaConfig:
         tie_embeddings=hf_config.tie_word_embeddings,
         initializer_range=hf_config.initializer_range,
     )
+
+
+def config_to_transformers(config: BambaConfig) -> dict[str, Any]:
+    """The fields of the `transformers.BambaConfig` that computes the same; see :meth:`BambaConfig.to_transformers`."""
+    if config.ssm_norm_groups != config.ssm_ngroups:
+        raise NotImplementedError(
+            f"ssm_norm_groups must be ssm_ngroups {config.ssm_ngroups}, which transformers has one field for, "
+            f"got {config.ssm_norm_groups}"
+        )
+    if config.ssm_d_inner % config.d_model:
+        raise NotImplementedError(
+            f"ssm_nheads * ssm_headdim must be a multiple of d_model {config.d_model}, as transformers' mamba_expand "
+            f"is a whole number, got {config.ssm_d_inner}"
+        )
+    return {
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_mlp,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.attn_nheads,
+        "num_key_value_heads": config.attn_nheads_kv,
+        "head_dim": config.attn_headdim,
+        "initializer_range": config.initializer_range,
+        "rms_norm_eps": config.norm_eps,
+        "attn_layer_indices": list(config.attn_layers),
+        "mamba_n_heads": config.ssm_nheads,
+        "mamba_d_head": config.ssm_headdim,
+        "mamba_n_groups": config.ssm_ngroups,
+        "mamba_d_state": config.ssm_d_state,
+        "mamba_d_conv": config.ssm_d_conv,
+        "mamba_expand": config.ssm_d_inner // config.d_model,
+        "mamba_chunk_size": config.ssm_chunk_size,
+        "mamba_conv_bias": config.ssm_conv_bias,
+        "mamba_proj_bias": config.ssm_proj_bias,
+        "time_step_limit": tuple(config.ssm_dt_limit),
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": config.attn_rope_theta,
+            "partial_rotary_factor": _rotary_fraction(config),
+        },
+        "attention_bias": config.attn_bias,
+        "mlp_bias": config.mlp_bias,
+        # Which tokens these are is for the tokenizer's side to say; transformers would take 0, 1 and 2.
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _rotary_fraction(config: BambaConfig) -> float:
+    """The fraction of a head whose product with its width rounds down to the rotated elements."""
+    fraction = config.attn_rotary_dim / config.attn_headdim
+    if int(config.attn_headdim * fraction) < config.attn_rotary_dim:
+        fraction = math.nextafter(fraction, 1.0)
+    return fraction
 
 
 def _read_rope(hf_config: Any) -> tuple[float, float]:

@@ -160,3 +160,32 @@ def test_the_perf_preset_is_the_9b_one_with_four_layers_of_which_one_attends():
 def test_derived_widths_of_the_9b_preset():
     config = BambaConfig.preset("bamba-9b")
     assert (config.ssm_d_inner, config.ssm_conv_dim, config.ssm_d_in_proj) == (8192, 8448, 16768)
+
+
+@pytest.mark.parametrize("field", sorted(CHANGES))
+def test_a_configuration_goes_to_transformers_and_back(field):
+    config = BambaConfig.from_transformers(TransformersConfig(**BAMBA_9B | CHANGES[field][0]))
+    assert BambaConfig.from_transformers(config.to_transformers()) == config
+
+
+@pytest.mark.parametrize(("headdim", "rotary_dim"), [(44, 30), (45, 26), (47, 6), (64, 64)])
+def test_a_rotated_part_that_is_no_exact_fraction_of_a_head_survives_the_way_back(headdim, rotary_dim):
+    config = TINY.replace(attn_headdim=headdim, attn_rotary_dim=rotary_dim)
+    assert BambaConfig.from_transformers(config.to_transformers()) == config
+
+
+def test_to_transformers_takes_further_fields_and_leaves_special_tokens_out():
+    hf_config = TINY.to_transformers(eos_token_id=7)
+    assert (hf_config.eos_token_id, hf_config.bos_token_id, hf_config.pad_token_id) == (7, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"ssm_norm_groups": 1}, "ssm_norm_groups must be ssm_ngroups 2, .* got 1"),
+        ({"d_model": 48}, "must be a multiple of d_model 48, .* got 128"),
+    ],
+)
+def test_what_transformers_cannot_express_is_refused_by_name(change, match):
+    with pytest.raises(NotImplementedError, match=match):
+        TINY.replace(**change).to_transformers()
