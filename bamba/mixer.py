@@ -3,126 +3,109 @@
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060).
 """
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bamba.cache import SSMCache
 from bamba.config import BambaConfig
+from bamba.operators import Operators
 from bamba.positions import Positions
-from bamba.step import ssd_step
-from ssd_kernels import SSD
 
 
 class Mamba2(nn.Module):
     """One mixer; one token with a cache takes a step of the recurrence, several take a scan."""
 
-    def __init__(self, config: BambaConfig, ssd: SSD, carry: str, dtype: torch.dtype) -> None:
+    def __init__(self, config: BambaConfig, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
-        self.ssd = ssd
+        self.operators = operators
         self.carry = carry
         d_inner, conv_dim, nheads = config.ssm_d_inner, config.ssm_conv_dim, config.ssm_nheads
         head_dtype = torch.promote_types(dtype, torch.float32)
         self.in_proj = nn.Linear(config.d_model, config.ssm_d_in_proj, bias=config.ssm_proj_bias, dtype=dtype)
-        self.conv1d = nn.Conv1d(
+        self.conv1d = nn.Conv1d(  # holds the weights; the operator convolves
             conv_dim, conv_dim, config.ssm_d_conv, groups=conv_dim, bias=config.ssm_conv_bias, dtype=dtype
         )
         self.A_log = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
         self.D = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
         self.dt_bias = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
-        self.norm = GatedRMSNorm(d_inner, config.ssm_norm_groups, config.norm_eps, dtype)
+        self.norm = nn.RMSNorm(d_inner, eps=config.norm_eps, dtype=dtype)  # holds the weight; the operator gates too
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.ssm_proj_bias, dtype=dtype)
 
     def forward(self, hidden: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
         c = self.config
-        d_group = c.ssm_ngroups * c.ssm_d_state
         z, xBC, dt = torch.split(self.in_proj(hidden), [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
-        xBC = F.silu(self._convolve(xBC, positions, cache))
+        if cache is not None and hidden.shape[1] == 1 and positions.packed is None:
+            y = self._step(xBC[:, 0], dt[:, 0], positions, cache)[:, None]
+        else:
+            xBC = self._convolve(xBC, positions, cache)
+            y = self._scan(xBC, dt, positions, cache).flatten(-2)
+        y = self.operators.gated_rms_norm(y, z, self.norm.weight, eps=c.norm_eps, groups=c.ssm_norm_groups)
+        return cast("Tensor", self.out_proj(y))
+
+    def _step(self, xBC: Tensor, dt: Tensor, positions: Positions, cache: SSMCache) -> Tensor:
+        """One token of each sequence, xBC (b, conv_dim) and dt (b, h), to y (b, d_inner)."""
+        if self.carry == "none":  # a new chunk forgets
+            cache.state.masked_fill_((positions.t % self.config.ssm_chunk_size == 0)[..., None, None], 0.0)
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        return self.operators.mixer_step(
+            xBC, dt, None, cache.conv_window, cache.state, weight, bias, self._A(), **self._heads()
+        )  # fmt: skip
+
+    def _convolve(self, xBC: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
+        """The causal convolution and activation of (b, t, conv_dim), in that layout."""
+        result = self.operators.causal_conv1d(
+            xBC,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            activation="silu",
+            initial_window=None if cache is None or positions.held is None else cache.conv_window,
+            cu_seqlens=positions.cu_seqlens,
+            return_final_window=cache is not None,
+        )
+        if cache is None:
+            return cast("Tensor", result)
+        convolved, window = result
+        cache.conv_window.copy_(window)
+        return convolved
+
+    def _scan(self, xBC: Tensor, dt: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
+        """The SSD of x, B and C in xBC (b, t, conv_dim), with dt (b, t, h), to y (b, t, h, p)."""
+        c = self.config
+        d_group = c.ssm_ngroups * c.ssm_d_state
         x, B, C = torch.split(xBC, [c.ssm_d_inner, d_group, d_group], dim=-1)  # views: the scan takes any strides
         x = torch.unflatten(x, -1, (c.ssm_nheads, c.ssm_headdim))
         B = torch.unflatten(B, -1, (c.ssm_ngroups, c.ssm_d_state))
         C = torch.unflatten(C, -1, (c.ssm_ngroups, c.ssm_d_state))
-        y = self._mix(x, dt, B, C, positions, cache)
-        return cast("Tensor", self.out_proj(self.norm(y.flatten(-2), z)))
-
-    def _convolve(self, xBC: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
-        """The causal convolution of (batch, seqlen, conv_dim), in that layout."""
-        seqlen, conv_dim = xBC.shape[1:]
-        packed = positions.packed
-        if packed is not None:
-            bounds = packed.cu_seqlens.tolist()
-            return torch.cat(
-                [
-                    self._convolve(
-                        xBC[:, start:end],
-                        positions._replace(packed=None),
-                        None if cache is None else SSMCache(cache.conv_window[row, None], cache.state),
-                    )
-                    for row, (start, end) in enumerate(itertools.pairwise(bounds))
-                    if end > start
-                ],
-                dim=1,
-            )
-        window = xBC.new_zeros(xBC.shape[0], conv_dim, self.config.ssm_d_conv - 1) if cache is None else cache[0]
-        inputs = torch.cat([window, xBC.transpose(1, 2)], dim=-1)  # (b, conv_dim, before + t)
-        if cache is not None:
-            cache.conv_window.copy_(inputs[..., seqlen:])
-        out = F.conv1d(inputs, self.conv1d.weight, self.conv1d.bias, groups=conv_dim)
-        # One copy here, so that each token's channels are adjacent for the scan, the norm and out_proj.
-        return out.transpose(1, 2).contiguous()
-
-    def _mix(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
-        """The SSD of x (b, t, h, p), with dt (b, t, h) and B, C (b, t, g, n)."""
-        A = -torch.exp(at_least_fp32(self.A_log))
-        chunk_size = self.config.ssm_chunk_size
-        heads: dict[str, Any] = {"D": self.D, "dt_bias": self.dt_bias, "dt_limit": self.config.ssm_dt_limit}
-        if cache is not None and x.shape[1] == 1 and positions.packed is None:
-            if self.carry == "none":  # a new chunk forgets
-                cache.state.masked_fill_((positions.t % chunk_size == 0)[..., None, None], 0.0)
-            return ssd_step(cache.state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], **heads)[:, None]
-
-        scan = partial(
-            cast("Callable[..., Any]", self.ssd), chunk_size=chunk_size, dt_softplus=True, carry=self.carry, **heads
-        )
-        cu_seqlens = None if positions.packed is None else positions.packed.cu_seqlens
+        ssd = cast("Callable[..., Any]", self.operators.ssd)
+        scan = partial(ssd, chunk_size=c.ssm_chunk_size, carry=self.carry, **self._heads())
+        inputs, cu_seqlens = (x, dt, self._A(), B, C), positions.cu_seqlens
         if cache is None:
-            return cast("Tensor", scan(x, dt, A, B, C, cu_seqlens=cu_seqlens))
+            return cast("Tensor", scan(*inputs, cu_seqlens=cu_seqlens))
         if positions.held is None:
-            y, state = scan(x, dt, A, B, C, cu_seqlens=cu_seqlens, return_final_state=True)
+            y, state = scan(*inputs, cu_seqlens=cu_seqlens, return_final_state=True)
         elif self.carry == "all":
-            y, state = scan(
-                x, dt, A, B, C, cu_seqlens=cu_seqlens, initial_state=cache.state, return_final_state=True
-            )  # fmt: skip
+            y, state = scan(*inputs, cu_seqlens=cu_seqlens, initial_state=cache.state, return_final_state=True)
         else:
             y, state = finish_chunk_then_scan(
-                scan, x, dt, A, B, C, cu_seqlens=cu_seqlens, held=positions.held, state=cache.state,
-                chunk_size=chunk_size,
+                scan, *inputs, cu_seqlens=cu_seqlens, held=positions.held, state=cache.state,
+                chunk_size=c.ssm_chunk_size,
             )  # fmt: skip
         cache.state.copy_(state)
         return cast("Tensor", y)
 
+    def _A(self) -> Tensor:  # noqa: N802  # the paper's name
+        A_log = self.A_log
+        return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
-class GatedRMSNorm(nn.Module):
-    """RMSNorm of y · silu(z) over each of `groups` equal parts of the last dimension, in fp32 at least."""
-
-    def __init__(self, width: int, groups: int, eps: float, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.groups = groups
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width, dtype=dtype))
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        """(…, width) twice to (…, width), in the dtype of y."""
-        gated = torch.unflatten(at_least_fp32(y) * F.silu(at_least_fp32(z)), -1, (self.groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return self.weight * normed.to(y.dtype)
+    def _heads(self) -> dict[str, Any]:
+        """What the scan and the step know of the heads beside A."""
+        return {"D": self.D, "dt_bias": self.dt_bias, "dt_softplus": True, "dt_limit": self.config.ssm_dt_limit}
 
 
 def finish_chunk_then_scan(
@@ -172,8 +155,3 @@ def finish_chunk_then_scan(
     final_state = final_state.unflatten(0, (-1, 2))
     has_restarted = (restarts < ends)[:, None, None, None]
     return y.view(x.shape), torch.where(has_restarted, final_state[:, 1], final_state[:, 0])
-
-
-def at_least_fp32(x: Tensor) -> Tensor:
-    """The tensor in fp32, or in fp64 if it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -19,9 +19,9 @@ from bamba.cache import Cache, LayerCache
 from bamba.config import BambaConfig
 from bamba.initialise import init_weights
 from bamba.mixer import Mamba2
+from bamba.operators import Operators, choose_operators
 from bamba.packing import read_packing
 from bamba.positions import Positions, place_packed, place_rectangle
-from ssd_kernels import SSD, get_ssd, ssd
 from ssd_kernels.registry import default_name
 
 _CARRIES = ("all", "none")
@@ -33,6 +33,8 @@ class Bamba(nn.Module):
     Args:
         config: what to build.
         ssm: the name of the SSD implementation in the registry of `ssd_kernels`; "auto" is the default of the device.
+            Convolution, norm and decode step are of the same kind, torch or Triton; with an implementation from
+            elsewhere, the defaults of the device.
         carry: how state passes from chunk to chunk, "all" (exact) or "none" (independent chunks).
         device: where to build; the default device by default. On "meta", weights have shapes only.
         dtype: the dtype of weights and activations; the default dtype by default. A_log, D and dt_bias are kept in
@@ -61,7 +63,7 @@ class Bamba(nn.Module):
         device = torch.get_default_device() if device is None else torch.device(device)
         dtype = dtype or torch.get_default_dtype()
         with torch.device("meta"):  # shapes first: no initialisation that is then overwritten, no second copy
-            self.model = Backbone(config, ssd if ssm == "auto" else get_ssd(ssm), carry, dtype)
+            self.model = Backbone(config, choose_operators(ssm, "meta"), carry, dtype)
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False, dtype=dtype)
         self.to_empty(device=device)
         if device.type != "meta":
@@ -158,21 +160,21 @@ class Bamba(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without types
         if self.config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        if self.ssm == "auto" and self.device.type != "meta":
-            for module in self.modules():
-                if isinstance(module, Mamba2):
-                    module.ssd = get_ssd(self.ssm_in_use)
+        operators = choose_operators(self.ssm, self.device.type)
+        for module in self.modules():
+            if isinstance(module, Mamba2):
+                module.operators = operators
         return self
 
 
 class Backbone(nn.Module):
     """Everything but the logits."""
 
-    def __init__(self, config: BambaConfig, ssd: SSD, carry: str, dtype: torch.dtype) -> None:
+    def __init__(self, config: BambaConfig, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, dtype=dtype)
-        self.layers = nn.ModuleList(Block(config, layer, ssd, carry, dtype) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config, layer, operators, carry, dtype) for layer in range(config.num_layers))
         self.final_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
 
     def forward(self, token_ids: Tensor, positions: Positions, caches: Sequence[LayerCache] | None) -> Tensor:
@@ -186,14 +188,14 @@ class Backbone(nn.Module):
 class Block(nn.Module):
     """Norm → mixer or attention → residual, then norm → MLP → residual."""
 
-    def __init__(self, config: BambaConfig, layer: int, ssd: SSD, carry: str, dtype: torch.dtype) -> None:
+    def __init__(self, config: BambaConfig, layer: int, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.is_attention = layer in config.attn_layers
         self.input_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
         if self.is_attention:
             self.self_attn = Attention(config, dtype)
         else:
-            self.mamba = Mamba2(config, ssd, carry, dtype)
+            self.mamba = Mamba2(config, operators, carry, dtype)
         self.pre_ff_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
         self.feed_forward = MLP(config, dtype)
 

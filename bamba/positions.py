@@ -39,6 +39,11 @@ class Positions(NamedTuple):
     reach: int = 0  # where tokens are held: how much of the cache the longest sequence can reach, these included
     packed: Packed | None = None
 
+    @property
+    def cu_seqlens(self) -> Tensor | None:
+        """The bounds of packed sequences, (nseqs + 1,)."""
+        return None if self.packed is None else self.packed.cu_seqlens
+
 
 def locate(t: Tensor, config: BambaConfig, dtype: torch.dtype) -> Positions:
     """The rotary angles t · theta^(-2i / rotary_dim) of the positions t.

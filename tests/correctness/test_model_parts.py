@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import BambaConfig as TransformersConfig, BambaForCausalLM
 
 from bamba import Bamba, BambaConfig, Cache
-from ssd_kernels import get_ssd
+from ssd_kernels import get_op, get_ssd
 
 pytestmark = pytest.mark.correctness
 
@@ -180,7 +180,32 @@ def test_the_named_implementation_is_the_one_that_runs():
 def test_auto_is_the_default_of_the_device_that_holds_the_weights():
     model = Bamba(TINY, ssm="auto", device="meta").to_empty(device="cpu")
     assert (model.ssm, model.ssm_in_use) == ("auto", "chunked")
-    assert model.model.layers[0].mamba.ssd is get_ssd("chunked")
+    assert model.model.layers[0].mamba.operators.ssd is get_ssd("chunked")
+
+
+@pytest.mark.parametrize(("ssm", "kind"), [("chunked", "torch"), ("recurrent", "torch"), ("triton", "triton")])
+def test_convolution_norm_and_step_are_of_the_kind_of_the_scan(ssm, kind):
+    operators = Bamba(TINY, ssm=ssm, device="cpu").model.layers[0].mamba.operators
+    assert operators.ssd is get_ssd(ssm)
+    assert all(getattr(operators, name) is get_op(name, kind) for name in operators._fields[1:])
+
+
+def test_with_a_scan_from_elsewhere_the_other_operators_are_those_of_the_device():
+    model = Bamba(TINY, ssm=f"{__name__}:counting_ssd", device="meta").to_empty(device="cpu")
+    operators = model.model.layers[0].mamba.operators
+    assert operators.ssd is counting_ssd
+    assert all(getattr(operators, name) is get_op(name, "torch") for name in operators._fields[1:])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("carry", ["all", "none"])
+def test_a_decode_step_reads_nothing_from_the_device(carry):
+    model = Bamba(TINY, ssm="chunked", carry=carry, device="meta")  # where there is nothing to read
+    cache = model.new_cache(batch=2, max_len=20)
+    cache.host_lengths = [3, 7]
+    token_ids = torch.zeros(2, 1, dtype=torch.int64, device="meta")
+    assert model(token_ids, cache).shape == (2, 1, TINY.vocab_size)
+    assert cache.host_lengths == [4, 8]
 
 
 @pytest.mark.parametrize(

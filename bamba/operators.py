@@ -1,0 +1,43 @@
+"""Which implementation of each operator a mixer runs: one choice, by the name of the scan and the device."""
+
+from typing import NamedTuple
+
+import ssd_kernels
+from ssd_kernels import SSD, get_op
+from ssd_kernels.conv_interface import CausalConv1d
+from ssd_kernels.norm import GatedRMSNorm
+from ssd_kernels.registry import default_name
+from ssd_kernels.step_interface import MixerStep
+
+# The other operators that go with a scan of ours; with anyone else's go those of the device.
+_FAMILIES = {"recurrent": "torch", "chunked": "torch", "triton": "triton"}
+
+
+class Operators(NamedTuple):
+    """The operators of a mixer, each with the contract of `ssd_kernels`; the fields have its names."""
+
+    ssd: SSD
+    causal_conv1d: CausalConv1d
+    mixer_step: MixerStep
+    gated_rms_norm: GatedRMSNorm
+
+
+def choose_operators(ssm: str, device_type: str) -> Operators:
+    """The operators of a model whose SSD implementation is `ssm` (or "auto"), on a device.
+
+    On "meta", where nothing can run, what depends on the device is left open: a model chooses again when it is moved.
+
+    Raises:
+        ValueError, RuntimeError, ModuleNotFoundError: as :func:`ssd_kernels.get_op`.
+        NotImplementedError: there is no default for this kind of device.
+    """
+
+    def choose(operator: str) -> object:
+        name = ssm if operator == "ssd" else _FAMILIES.get(ssm, "auto")
+        if name != "auto":
+            return get_op(operator, name)
+        if device_type == "meta":
+            return getattr(ssd_kernels, operator)
+        return get_op(operator, default_name(device_type, operator))
+
+    return Operators._make(choose(operator) for operator in Operators._fields)
