@@ -20,7 +20,7 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: 
     Raises:
         TypeError: fp64 inputs.
         RuntimeError: tensors on a CPU, and Triton's interpreter is off.
-        NotImplementedError: leading dimensions of y and z that do not merge into two; on `backward`.
+        NotImplementedError: leading dimensions of y and z that do not merge into three; on `backward`.
     """
     check_norm(y, z, weight, eps, groups)
     expect_runnable("y", y)
@@ -33,12 +33,11 @@ def _gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: in
     if out.numel() == 0:
         return out
     width = y.shape[-1] // groups
-    (outer, *outer_strides), (inner, *inner_strides) = _merged_rows(y, z)
-    y_strides, z_strides = zip(outer_strides, inner_strides, (y.stride(-1), z.stride(-1)), strict=True)
+    (_, middle, inner), y_strides, z_strides = zip(*_merged_rows(y, z), strict=True)
     with device_of(y):
-        _gated_rms_norm_kernel[(outer * inner * groups,)](
-            y, z, weight, out, y_strides, z_strides, weight.stride(0), inner, eps,
-            GROUPS=groups, WIDTH=width, **gated_rms_norm_config(width).kwargs,
+        _gated_rms_norm_kernel[(out.numel() // width,)](
+            y, z, weight, out, (*y_strides, y.stride(-1)), (*z_strides, z.stride(-1)), weight.stride(0),
+            middle, inner, eps, GROUPS=groups, WIDTH=width, **gated_rms_norm_config(width).kwargs,
         )  # fmt: skip
     return out
 
@@ -48,8 +47,8 @@ def _fake_gated_rms_norm(y: Tensor, *_: object) -> Tensor:
 
 
 def _merged_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
-    """The leading dimensions as two, outer and inner: the size of each, and its strides in y and z."""
-    merged = [(1, 0, 0), (1, 0, 0)]
+    """The leading dimensions as three, outermost first: the size of each, and its strides in y and z."""
+    merged = [(1, 0, 0)] * 3
     for size, y_stride, z_stride in zip(y.shape[:-1], y.stride(), z.stride(), strict=False):
         if size == 1:
             continue
@@ -57,12 +56,12 @@ def _merged_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
             merged[-1] = (merged[-1][0] * size, y_stride, z_stride)
         else:
             merged.append((size, y_stride, z_stride))
-    if len(merged) > 4:
+    if len(merged) > 6:
         raise NotImplementedError(
-            "y and z: 'triton' supports leading dimensions that merge into two, got shape "
+            "y and z: 'triton' supports leading dimensions that merge into three, got shape "
             f"{tuple(y.shape)}, strides {y.stride()} and {z.stride()}; 'torch' supports any"
         )
-    return merged[-2:]
+    return merged[-3:]
 
 
 define(
@@ -72,20 +71,20 @@ define(
 )
 
 
-@triton.jit(do_not_specialize=["inner"])
+@triton.jit(do_not_specialize=["middle", "inner"])
 def _gated_rms_norm_kernel(
-    y_ptr, z_ptr, weight_ptr, out_ptr, y_strides, z_strides, weight_stride, inner, eps,
+    y_ptr, z_ptr, weight_ptr, out_ptr, y_strides, z_strides, weight_stride, middle, inner, eps,
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: one group of one row. Grid: (outer · inner · GROUPS,), groups fastest.
+    """One program: one group of one row. Grid: (rows · GROUPS,), groups fastest.
 
-    The strides of y and z are those of the outer rows, the inner rows and the elements.
+    The strides of y and z are those of the outer, middle and inner rows and of the elements.
     """
     pid = tl.program_id(0)
     row = (pid // GROUPS).to(tl.int64)
     first = (pid % GROUPS * WIDTH).to(tl.int64)
-    y_ptr += row // inner * y_strides[0] + row % inner * y_strides[1] + first * y_strides[2]
-    z_ptr += row // inner * z_strides[0] + row % inner * z_strides[1] + first * z_strides[2]
+    y_ptr += _row_offset(row, y_strides, middle, inner) + first * y_strides[3]
+    z_ptr += _row_offset(row, z_strides, middle, inner) + first * z_strides[3]
     weight_ptr += first * weight_stride
     out_ptr += row * (GROUPS * WIDTH) + first
     offs = tl.arange(0, BLOCK).to(tl.int64)
@@ -105,10 +104,16 @@ def _gated_rms_norm_kernel(
 
 
 @triton.jit
+def _row_offset(row, strides, middle, inner):
+    outer = row // inner // middle
+    return outer * strides[0] + row // inner % middle * strides[1] + row % inner * strides[2]
+
+
+@triton.jit
 def _gate(y_ptr, z_ptr, y_strides, z_strides, offs, WIDTH: tl.constexpr):
     """U = y · silu(z), fp32, zero past the end of the group."""
-    y = tl.load(y_ptr + offs * y_strides[2], mask=offs < WIDTH, other=0.0).to(tl.float32)
-    z = tl.load(z_ptr + offs * z_strides[2], mask=offs < WIDTH, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + offs * y_strides[3], mask=offs < WIDTH, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + offs * z_strides[3], mask=offs < WIDTH, other=0.0).to(tl.float32)
     return y * silu(z)
 
 
