@@ -5,5 +5,18 @@ from bamba.checkpoint import load_checkpoint, save_checkpoint
 from bamba.config import PRESETS, BambaConfig
 from bamba.generate import generate
 from bamba.model import Bamba
+from bamba.registry import get_model, model_names, register_model, register_with_transformers
 
-__all__ = ["PRESETS", "Bamba", "BambaConfig", "Cache", "generate", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "PRESETS",
+    "Bamba",
+    "BambaConfig",
+    "Cache",
+    "generate",
+    "get_model",
+    "load_checkpoint",
+    "model_names",
+    "register_model",
+    "register_with_transformers",
+    "save_checkpoint",
+]
