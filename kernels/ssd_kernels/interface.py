@@ -213,6 +213,8 @@ def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> int:
     """The number of packed sequences."""
     if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
         raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), got {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.numel() == 1 and x.shape[1] > 0:
+        raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), nseqs > 0 for {x.shape[1]} tokens, got (1,)")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens: dtype must be torch.int32 or torch.int64, got {cu_seqlens.dtype}")
     _expect_device("cu_seqlens", cu_seqlens, x.device)

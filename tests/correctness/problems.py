@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +43,8 @@ class Problem:
     skip: bool = True
     bias: bool = True
     initial: bool = True
+    by_channel: bool = False  # D
+    lengths: tuple[int, ...] | None = None  # of packed sequences
     strided: bool = False
     dt_limit: tuple[float, float] = (0.0, float("inf"))
     seed: int = 0
@@ -58,7 +61,21 @@ class Problem:
             yield "initial_state"
         if self.strided:
             yield "strided"
+        if self.skip and self.by_channel:
+            yield "by_channel"
+        yield from self._packed_traits()
         yield self.dt_regime
+
+    def _packed_traits(self) -> Iterator[str]:
+        lengths = self.lengths or ()
+        if len(lengths) > 1:
+            yield "several_sequences"
+        if 0 in lengths:
+            yield "empty_sequence"
+        if 1 in lengths:
+            yield "one_token"
+        if any(length > self.chunk_size and length % self.chunk_size for length in lengths[:-1]):
+            yield "boundary_inside_a_chunk"
 
     def inputs(self, dtype: torch.dtype = torch.float32, device: str = DEVICE) -> dict[str, Any]:
         """The tensors of an SSD call, as keywords; x, B, C are views into one tensor where `strided`."""
@@ -77,20 +94,26 @@ class Problem:
         dt = normal(self.batch, self.seqlen, self.nheads) * spread + (0.0 if self.bias else mean)
         A = -torch.empty(self.nheads, dtype=torch.float64).uniform_(low, high, generator=generator)
         single = {"device": device, "dtype": torch.promote_types(dtype, torch.float32)}
-        state_shape = (self.batch, self.nheads, self.headdim, self.d_state)
-        return {
+        nstates = self.batch if self.lengths is None else len(self.lengths)
+        D_shape = (self.nheads, self.headdim) if self.by_channel else (self.nheads,)
+        inputs = {
             "x": parts[0].unflatten(-1, (self.nheads, self.headdim)),
             "dt": (dt if self.softplus else dt.abs() / 10).to(device, dtype),
             "A": A.to(**single),
             "B": parts[1].unflatten(-1, (self.ngroups, self.d_state)),
             "C": parts[2].unflatten(-1, (self.ngroups, self.d_state)),
             "chunk_size": self.chunk_size,
-            "D": normal(self.nheads).to(**single) if self.skip else None,
+            "D": normal(*D_shape).to(**single) if self.skip else None,
             "dt_bias": (normal(self.nheads) * 0.1 + mean * self.softplus).to(**single) if self.bias else None,
             "dt_softplus": self.softplus,
             "dt_limit": self.dt_limit,
-            "initial_state": normal(*state_shape).to(**single) if self.initial else None,
+            "initial_state": None,
         }
+        if self.initial:
+            inputs["initial_state"] = normal(nstates, self.nheads, self.headdim, self.d_state).to(**single)
+        if self.lengths is not None:
+            inputs["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(self.lengths)], device=device)
+        return inputs
 
     def but(self, **changes: Any) -> "Problem":
         """This problem with some fields changed."""
@@ -105,6 +128,7 @@ def problems(draw: st.DrawFn, min_seqlen: int = 1, **fixed: Any) -> Problem:
     """Problems of every structure, weighted towards several ragged chunks and groups."""
     ngroups, heads_per_group = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (3, 2)]))
     headdim, d_state = draw(st.sampled_from(SHAPES))
+    skip, by_channel = draw(st.sampled_from([(False, False), (True, False), (True, True)]))
     fields = {
         "batch": draw(st.integers(1, 2)),
         "seqlen": draw(st.integers(min_seqlen, MAX_SEQLEN)),
@@ -115,14 +139,23 @@ def problems(draw: st.DrawFn, min_seqlen: int = 1, **fixed: Any) -> Problem:
         "chunk_size": draw(st.sampled_from(CHUNK_SIZES)),
         "dt_regime": draw(st.sampled_from(list(DT_REGIMES))),
         "softplus": draw(st.booleans()),
-        "skip": draw(st.booleans()),
+        "skip": skip,
         "bias": draw(st.booleans()),
         "initial": draw(st.booleans()),
+        "by_channel": by_channel,
         "strided": draw(st.booleans()),
         "dt_limit": draw(st.sampled_from([(0.0, float("inf")), (0.0, 0.05), (0.01, 0.1)])),
         "seed": draw(st.integers(0, 2**16)),
     }
     return Problem(**{**fields, **fixed})
+
+
+@st.composite
+def packed_problems(draw: st.DrawFn, **fixed: Any) -> Problem:
+    """Problems of up to four packed sequences, many of them of no token or one."""
+    length = st.one_of(st.sampled_from([0, 1]), st.integers(0, MAX_SEQLEN // 2))
+    lengths = tuple(draw(st.lists(length, min_size=1, max_size=4).filter(any)))
+    return draw(problems(batch=1, lengths=lengths, **fixed)).but(seqlen=sum(lengths))
 
 
 def covering(*required: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -156,10 +189,19 @@ def covering(*required: str) -> Callable[[Callable[..., None]], Callable[..., No
 
 def upcast(inputs: dict[str, Any]) -> dict[str, Any]:
     """The same inputs in fp64: the values that a kernel was given, not those they were rounded from."""
-    return {name: value.double() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    floating = {name for name, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return {name: value.double() if name in floating else value for name, value in inputs.items()}
 
 
 def tokens(inputs: dict[str, Any], part: slice, initial_state: Tensor | None) -> dict[str, Any]:
     """The inputs of some of the tokens, starting from a given state."""
     cut = {name: inputs[name][:, part] for name in ("x", "dt", "B", "C")}
     return {**inputs, **cut, "initial_state": initial_state}
+
+
+def alone(inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The inputs of each of some packed sequences."""
+    states = inputs["initial_state"]
+    unpacked = {name: value for name, value in inputs.items() if name != "cu_seqlens"}
+    for i, (start, stop) in enumerate(itertools.pairwise(inputs["cu_seqlens"].tolist())):
+        yield tokens(unpacked, slice(start, stop), None if states is None else states[i : i + 1])

@@ -31,6 +31,13 @@ BAD = [
     ("dt_limit", lambda _: (1.0, 0.0), ValueError, r"dt_limit must be \(low, high\).* got \(1.0, 0.0\)"),
     ("carry", lambda _: "some", ValueError, r"carry must be one of \('all', 'none'\), got 'some'"),
     ("carry", lambda _: "window:2", NotImplementedError, r"carry 'window:2' is not supported yet"),
+    (
+        "D",
+        lambda D: D[:, None].expand(4, 7),
+        ValueError,
+        r"D must have shape \(nheads, headdim\) = \(4, 8\), got",
+    ),
+    ("D", lambda D: D[:, None, None], ValueError, r"D must have shape \(nheads,\) = \(4,\), got \(4, 1, 1\)"),
     ("cu_seqlens", lambda _: torch.tensor([0, 6]), ValueError, r"x: batch must be 1 where cu_seqlens packs .* got 2"),
 ]
 
@@ -41,6 +48,37 @@ def test_bad_input_is_named_with_expectation_and_finding(name, argument, spoil, 
     inputs = {**PROBLEM.inputs(), "carry": "all", "cu_seqlens": None}
     with pytest.raises(error, match=message):
         get_ssd(name)(**{**inputs, argument: spoil(inputs[argument])})
+
+
+PACKED = PROBLEM.but(batch=1, lengths=(2, 0, 4))
+BAD_PACKED = [
+    ("cu_seqlens", lambda c: c[None], ValueError, r"cu_seqlens must have shape \(nseqs \+ 1,\), got \(1, 4\)"),
+    ("cu_seqlens", lambda c: c[:0], ValueError, r"cu_seqlens must have shape \(nseqs \+ 1,\), got \(0,\)"),
+    ("cu_seqlens", lambda c: c[:1], ValueError, r"cu_seqlens must have .*\(nseqs \+ 1,\).* for 6 tokens, got \(1,\)"),
+    ("cu_seqlens", lambda c: c.float(), TypeError, r"cu_seqlens: dtype must be torch.int32 or .* got torch.float32"),
+    ("cu_seqlens", lambda c: c.to("meta"), ValueError, r"cu_seqlens must be on the device of x, .* got meta"),
+    ("initial_state", lambda h: h[:1], ValueError, r"initial_state must have shape \(nseqs, .* = \(3, 4.*got \(1, 4"),
+]
+BAD_VALUES = [[1, 2, 2, 6], [0, 2, 2, 5], [0, 4, 2, 6], [0, 2, 2, 7], [-1, 2, 2, 6]]
+
+
+@every_implementation
+@pytest.mark.parametrize(
+    ("argument", "spoil", "error", "message"), BAD_PACKED, ids=[f"{b[0]}-{i}" for i, b in enumerate(BAD_PACKED)]
+)
+def test_bad_packing_is_named_with_expectation_and_finding(name, argument, spoil, error, message):
+    inputs = PACKED.inputs()
+    with pytest.raises(error, match=message):
+        get_ssd(name)(**{**inputs, argument: spoil(inputs[argument])})
+
+
+@every_implementation
+@pytest.mark.parametrize("values", BAD_VALUES, ids=str)
+def test_bounds_that_do_not_run_from_0_to_seqlen_are_refused_where_the_host_reads_them(name, values):
+    inputs = {**PACKED.inputs(), "cu_seqlens": torch.tensor(values, device=DEVICE)}
+    # Triton does not read them on a GPU, but for the shape of the chunk states.
+    with pytest.raises(ValueError, match=r"cu_seqlens must start at 0, end at seqlen 6 and never decrease, got \["):
+        get_ssd(name)(**inputs, return_chunk_states=True)
 
 
 @every_implementation

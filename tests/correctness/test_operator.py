@@ -8,37 +8,67 @@ import torch
 
 import ssd_kernels.portable  # noqa: F401 -- defines the operator
 from ssd_kernels import get_ssd
-from tests.correctness.problems import DEVICE, Problem
+from tests.correctness.problems import DEVICE, Problem, upcast
 
 pytestmark = pytest.mark.correctness
 
 PROBLEM = Problem(batch=1, seqlen=20, nheads=4, ngroups=2, headdim=8, d_state=16, chunk_size=8)
 
 
-def arguments(problem=PROBLEM):
+PACKED = PROBLEM.but(lengths=(9, 0, 10, 1), by_channel=True)
+
+
+def arguments(problem, nchunk_states):
     """The positional arguments of the operator."""
     inputs = problem.inputs()
     tensors = [inputs[name] for name in ("x", "dt", "A", "B", "C", "D", "dt_bias", "initial_state")]
-    return (*tensors, problem.chunk_size, problem.softplus, *problem.dt_limit, "all")
+    options = (problem.chunk_size, problem.softplus, *problem.dt_limit, "all")
+    return (*tensors, *options, inputs.get("cu_seqlens"), nchunk_states)
 
 
-def test_opcheck_finds_nothing_wrong_with_schema_and_fake():
+@pytest.mark.parametrize(
+    ("problem", "nchunk_states"),
+    [(PROBLEM, 0), (PROBLEM, 3), (PACKED, 0), (PACKED, 5)],
+    ids=["plain", "chunk states", "packed", "packed, chunk states"],
+)
+def test_opcheck_finds_nothing_wrong_with_schema_and_fake(problem, nchunk_states):
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    torch.library.opcheck(torch.ops.ssd_kernels.ssd_scan.default, arguments(), test_utils=tests)
+    arguments_ = arguments(problem, nchunk_states)
+    torch.library.opcheck(torch.ops.ssd_kernels.ssd_scan.default, arguments_, test_utils=tests)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(dynamic):
+@pytest.mark.parametrize(
+    ("problem", "option"),
+    [(PROBLEM, "return_final_state"), (PROBLEM, "return_chunk_states"), (PACKED, "return_final_state")],
+    ids=["plain", "chunk states", "packed"],
+)
+def test_compiles_without_a_graph_break(dynamic, problem, option):
     ssd = get_ssd("triton")
 
     def scaled(x, inputs):
-        return ssd(2 * x, **inputs, return_final_state=True)
+        return ssd(2 * x, **inputs, **{option: True})
 
-    inputs = PROBLEM.inputs()
+    inputs = problem.inputs()
     x = inputs.pop("x")
     with torch.no_grad():
-        y, state = torch.compile(scaled, fullgraph=True, dynamic=dynamic, backend="aot_eager")(x, inputs)
-        expected_y, expected_state = scaled(x, inputs)
+        compiled = torch.compile(scaled, fullgraph=True, dynamic=dynamic, backend="aot_eager")(x, inputs)
+        expected = scaled(x, inputs)
+    assert all(torch.equal(actual, same) for actual, same in zip(compiled, expected, strict=True))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="CUDA graphs need a GPU")
+def test_packed_sequences_can_be_captured_and_replayed_with_other_bounds():
+    inputs = PACKED.inputs()
+    ssd = get_ssd("triton")
+    ssd(**inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, state = ssd(**inputs, return_final_state=True)
+    inputs["cu_seqlens"].copy_(torch.tensor([0, 1, 18, 18, 20]))
+    graph.replay()
+    expected_y, expected_state = ssd(**inputs, return_final_state=True)
     assert torch.equal(y, expected_y)
     assert torch.equal(state, expected_state)
 
@@ -52,11 +82,17 @@ def test_a_gradient_is_refused_with_what_to_do_instead():
 
 
 @pytest.mark.parametrize("name", ["recurrent", "chunked"])
-def test_the_torch_implementations_are_differentiable(name):
-    problem = PROBLEM.but(seqlen=5, chunk_size=2, nheads=2, ngroups=1, headdim=2, d_state=3)
-    inputs = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in problem.inputs().items()}
-    x, B = inputs.pop("x").requires_grad_(), inputs.pop("B").requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, B: get_ssd(name)(x, B=B, **inputs), (x, B))
+@pytest.mark.parametrize("lengths", [None, (3, 0, 2)], ids=["plain", "packed"])
+def test_the_torch_implementations_are_differentiable(name, lengths):
+    sizes = {"seqlen": 5, "chunk_size": 2, "nheads": 2, "ngroups": 1, "headdim": 2, "d_state": 3}
+    inputs = upcast(PROBLEM.but(**sizes, lengths=lengths, by_channel=True).inputs())
+    names = ("x", "B", "D", "initial_state")
+    tensors = [inputs.pop(name).requires_grad_() for name in names]
+
+    def scan(*tensors):
+        return get_ssd(name)(**inputs, **dict(zip(names, tensors, strict=True)), return_chunk_states=True)
+
+    assert torch.autograd.gradcheck(scan, tensors)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="tensors on a CPU are refused only where the interpreter is off")

@@ -7,66 +7,24 @@ from hypothesis import example, given, strategies as st
 from ssd_kernels import get_ssd
 from ssd_kernels.reference import recurrent
 from tests.correctness.budget import assert_same_computation, assert_within_budget, plain_torch, truth
-from tests.correctness.problems import DEVICE, TRITON_DTYPES, Problem, covering, problems, tokens, upcast
+from tests.correctness.implementations import carries, check, implementations, in_fp32
+from tests.correctness.operator_problems import poisoned_memory
+from tests.correctness.problems import DEVICE, Problem, covering, problems, tokens, upcast
 
-pytestmark = pytest.mark.correctness
-
-CARRIES = ["all", "none"]
-implementations = pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
-        for name, dtypes in {
-            "chunked": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
-            "triton": TRITON_DTYPES,
-        }.items()
-        for dtype in dtypes
-    ],
-)
-in_fp32 = pytest.mark.parametrize("name", ["chunked", "triton"])
-carries = pytest.mark.parametrize("carry", CARRIES)
+pytestmark = [pytest.mark.correctness, pytest.mark.usefixtures(poisoned_memory.__name__)]
 
 THOUSANDS_OF_NATS = Problem(
     batch=1, seqlen=37, nheads=2, ngroups=1, headdim=5, d_state=7, chunk_size=16, dt_regime="fast", seed=1
 )
 
 
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    """New tensors are full of NaN, so that an element nobody wrote shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def check(name, problem, dtype, carry="all"):
-    """Run one implementation on one problem and hold it to the budget."""
-    inputs = problem.inputs(dtype)
-    y, state = get_ssd(name)(**inputs, carry=carry, return_final_state=True)
-    exact_y, exact_state = truth(inputs, carry=carry)
-    assert y.dtype == dtype
-    assert y.shape == exact_y.shape
-    assert state.shape == exact_state.shape
-    if dtype == torch.float64:
-        assert_same_computation(y, exact_y, inputs)
-        return
-    own_y, own_state = plain_torch(inputs, carry=carry)
-    assert state.dtype == torch.float32
-    assert_within_budget(y, exact_y, own_y)
-    if dtype != torch.float32:
-        # torch keeps fp32 inside; a kernel that feeds tensor cores rounds once on the way into the state.
-        own_state = own_state.to(dtype).float()
-    assert_within_budget(state, exact_state, own_state, what="final_state")
-
-
 @implementations
 @carries
-@covering("multi_chunk", "ragged", "grouped", "initial_state", "strided", "typical", "slow", "fast")
+@covering("multi_chunk", "ragged", "grouped", "initial_state", "strided", "by_channel", "typical", "slow", "fast")
 @given(problem=problems())
 @example(problem=THOUSANDS_OF_NATS)
 @example(problem=THOUSANDS_OF_NATS.but(seqlen=1))
-@example(problem=THOUSANDS_OF_NATS.but(seqlen=16, dt_regime="slow"))
+@example(problem=THOUSANDS_OF_NATS.but(seqlen=16, dt_regime="slow", by_channel=True))
 def test_equals_the_recurrence(name, dtype, carry, problem):
     check(name, problem, dtype, carry)
 
@@ -131,6 +89,39 @@ def test_prefill_then_token_by_token_equals_the_whole(name, problem):
     exact, _ = truth(inputs)
     own, _ = plain_torch(inputs)
     assert_within_budget(torch.cat(outputs, dim=1), exact, own)
+
+
+@carries
+@covering("multi_chunk", "ragged", "grouped", "initial_state")
+@given(problem=problems())
+def test_chunk_states_of_the_recurrence_are_the_final_states_of_prefixes(carry, problem):
+    inputs = problem.inputs()
+    _, final_state, states = recurrent(**inputs, carry=carry, return_chunk_states=True)
+    assert states.shape[1] == -(-problem.seqlen // problem.chunk_size)
+    for chunk in range(states.shape[1]):
+        prefix = tokens(inputs, slice((chunk + 1) * problem.chunk_size), inputs["initial_state"])
+        _, state = recurrent(**prefix, carry=carry, return_final_state=True)
+        assert torch.equal(states[:, chunk], state)
+    assert torch.equal(states[:, -1], final_state)
+
+
+@in_fp32
+@carries
+@covering("multi_chunk", "ragged", "grouped", "initial_state")
+@given(problem=problems())
+def test_chunk_states_are_those_of_the_recurrence_and_change_nothing_else(name, carry, problem):
+    inputs = problem.inputs()
+    y, final_state, states = get_ssd(name)(**inputs, carry=carry, return_chunk_states=True)
+    _, _, exact = recurrent(**upcast(inputs), carry=carry, return_chunk_states=True)
+    assert states.shape == exact.shape
+    for chunk in range(exact.shape[1]):
+        prefix = tokens(inputs, slice((chunk + 1) * problem.chunk_size), inputs["initial_state"])
+        _, own = plain_torch(prefix, carry=carry)
+        assert_within_budget(states[:, chunk], exact[:, chunk], own, what=f"state after chunk {chunk}")
+    assert torch.equal(states[:, -1], final_state)
+    plain_y, plain_state = get_ssd(name)(**inputs, carry=carry, return_final_state=True)
+    assert torch.equal(y, plain_y)
+    assert torch.equal(final_state, plain_state)
 
 
 @covering("multi_chunk", "ragged", "grouped", "initial_state")
@@ -219,7 +210,8 @@ def test_nothing_to_do_leaves_the_state_as_it_was(name, batch, seqlen, initial):
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs 5 GiB of GPU memory: offsets beyond 2³¹ elements")
-def test_offsets_beyond_two_to_the_31_elements_are_right():
+@pytest.mark.parametrize("packed", [False, True])
+def test_offsets_beyond_two_to_the_31_elements_are_right(packed):
     """x, B and C as views into one in_proj output of Bamba-9B, long enough for its offsets to overflow int32."""
     width, seqlen = 16768, 131_072
     assert width * seqlen > 2**31
@@ -236,4 +228,5 @@ def test_offsets_beyond_two_to_the_31_elements_are_right():
     tail = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in tail.items()}
     exact, _ = truth(tail)
     own, _ = plain_torch(tail)
-    assert_within_budget(get_ssd("triton")(**inputs)[:, last], exact[:, last], own[:, last])
+    options = {"cu_seqlens": torch.tensor([0, seqlen - 600, seqlen], device=DEVICE)} if packed else {}
+    assert_within_budget(get_ssd("triton")(**inputs, **options)[:, last], exact[:, last], own[:, last])

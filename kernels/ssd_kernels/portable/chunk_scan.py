@@ -34,7 +34,7 @@ def chunk_scan(
     """
     sizes = plan.sizes
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    config = chunk_scan_config(x.dtype, plan.chunk_size, sizes.headdim)
+    config = chunk_scan_config(x.dtype, plan.chunk_size, sizes.headdim, sizes.d_state, table is not None)
     tiles = triton.cdiv(plan.chunk_size, config.block["BLOCK_T"])
     entering_strides = (0,) * 5 if entering is None else entering.stride()
     strides = (x.stride(), C.stride(), (0,) if D is None else D.stride(), entering_strides)
@@ -43,7 +43,7 @@ def chunk_scan(
         strides, None if table is None else table.chunks, *plan.cut, sizes.nheads, sizes.ngroups,
         FIRST_ONLY=plan.independent,
         CHUNK=plan.chunk_size, HEADDIM=sizes.headdim, D_STATE=sizes.d_state,
-        BLOCK_P=tile_size(sizes.headdim), BLOCK_N=min(tile_size(sizes.d_state), 64), **config.kwargs,
+        BLOCK_P=tile_size(sizes.headdim), **config.kwargs,
     )  # fmt: skip
     return y
 

@@ -65,11 +65,13 @@ def chunk_state_config(dtype: torch.dtype, headdim: int) -> Config:
     return Config(block={"BLOCK_T": block_t}, num_warps=_warps(dtype, headdim), num_stages=3)
 
 
-def chunk_scan_config(dtype: torch.dtype, chunk_size: int, headdim: int) -> Config:
-    """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once."""
+def chunk_scan_config(dtype: torch.dtype, chunk_size: int, headdim: int, d_state: int, packed: bool) -> Config:
+    """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once; BLOCK_N: of the state, at once."""
     rows, columns = (32, 16) if dtype == torch.float32 else (64, 32)
     size = tile_size(chunk_size)
-    block = {"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size)}
+    many_registers = dtype == torch.float32 and (packed or headdim > 64)
+    block_n = min(tile_size(d_state), 32 if many_registers else 64)
+    block = {"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size), "BLOCK_N": block_n}
     return Config(block=block, num_warps=_warps(dtype, headdim), num_stages=1)
 
 

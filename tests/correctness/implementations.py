@@ -1,0 +1,53 @@
+"""The SSD implementations that the tests run, and how one of them is held to its budget."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssd_kernels import get_ssd
+from tests.correctness.budget import assert_same_computation, assert_within_budget, plain_torch, truth
+from tests.correctness.problems import TRITON_DTYPES, Problem
+
+CARRIES = ["all", "none"]
+implementations = pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
+        for name, dtypes in {
+            "chunked": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
+            "triton": TRITON_DTYPES,
+        }.items()
+        for dtype in dtypes
+    ],
+)
+in_fp32 = pytest.mark.parametrize("name", ["chunked", "triton"])
+carries = pytest.mark.parametrize("carry", CARRIES)
+
+
+def check(name: str, problem: Problem, dtype: torch.dtype, carry: str = "all") -> None:
+    """Run one implementation on one problem and hold it to the budget."""
+    check_inputs_within_budget(name, problem.inputs(dtype), carry)
+
+
+def check_inputs_within_budget(name: str, inputs: dict[str, Any], carry: str = "all") -> None:
+    """As `check`, of given inputs."""
+    dtype = inputs["x"].dtype
+    y, state = get_ssd(name)(**inputs, carry=carry, return_final_state=True)
+    exact_y, exact_state = truth(inputs, carry=carry)
+    assert y.dtype == dtype
+    assert y.shape == exact_y.shape
+    assert state.shape == exact_state.shape
+    if dtype == torch.float64:
+        assert_same_computation(y, exact_y, inputs)
+        return
+    own_y, own_state = plain_torch(inputs, carry=carry)
+    assert state.dtype == torch.float32
+    assert_within_budget(y, exact_y, own_y)
+    assert_within_budget(state, exact_state, own_state_in(dtype, own_state), what="final_state")
+
+
+def own_state_in(dtype: torch.dtype, state: Tensor) -> Tensor:
+    """Torch keeps fp32 inside; a kernel that feeds tensor cores rounds once on the way into the state."""
+    return state.to(dtype).float()
