@@ -1,4 +1,4 @@
-"""Wiring only: hypothesis profiles, Triton's interpreter where there is no GPU, pytest's own test helper."""
+"""Wiring only: hypothesis profiles, Triton's interpreter where there is no GPU, `--ssd`, pytest's own test helper."""
 
 import os
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.ssd_option"]
 
 if not torch.cuda.is_available():
     # Read by Triton when a kernel is decorated, so it must be set before the first kernel module is imported.

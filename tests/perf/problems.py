@@ -1,7 +1,7 @@
 """The named problems of the perf suite: sizes by machine, inputs by seed, work by formula."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from bamba import Bamba
 from bamba.config import PRESETS, BambaConfig
 from ssd_kernels import get_ssd
+from ssd_kernels.registry import default_name
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -118,6 +119,12 @@ else:
         ScanProblem(ssm="tests.perf.transformers_scan:ssd", batch=1, seqlen=512, chunk_size=64),
     ]
     MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 64, 512, [1, 16]
+
+
+def scans(asked: str | None) -> list[ScanProblem]:
+    """The scans to measure: all of them, or those of the device's default with the one asked for in its place."""
+    default = default_name(DEVICE.type)
+    return [replace(scan, ssm=asked) for scan in SCANS if scan.ssm == default] if asked else SCANS
 
 
 def exact_scan(inputs: dict[str, Any]) -> Tensor:

@@ -4,16 +4,23 @@ import pytest
 import torch
 
 from ssd_kernels import get_ssd
-from tests.perf.problems import DEVICE, ON_GPU, SCAN_ERROR, SCANS, exact_scan, relative_error
+from tests.perf.problems import DEVICE, ON_GPU, SCAN_ERROR, exact_scan, relative_error, scans
+from tests.what_ran import watched
 
 pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="scan")]
 
 
-@pytest.mark.parametrize("problem", SCANS, ids=lambda problem: problem.name)
+def pytest_generate_tests(metafunc):
+    problems = scans(metafunc.config.getoption("--ssd"))
+    metafunc.parametrize("problem", problems, ids=[problem.name for problem in problems])
+
+
 def test_scan(benchmark, problem):
     inputs = problem.inputs()
     exact = exact_scan(inputs)
     ssd = get_ssd(problem.ssm)
+    with torch.inference_mode():
+        _, ran = watched(ssd, **inputs)
     benchmark.declare(
         tokens=problem.tokens,
         bytes=problem.bytes,
@@ -23,7 +30,7 @@ def test_scan(benchmark, problem):
         error_budget=SCAN_ERROR,
         graph=ON_GPU,
         asked=problem.ssm,
-        ran=f"{ssd.__module__}:{ssd.__qualname__}",
+        ran=ran,
     )
     with torch.inference_mode():
         benchmark(ssd, **inputs)
