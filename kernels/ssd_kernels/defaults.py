@@ -2,7 +2,8 @@
 
 :func:`ssd_kernels.registry.default_name` decides, and raises NotImplementedError for any other device;
 :func:`ssd_kernels.explain.explain` tells. A default is fixed by the device alone: what its implementation does not
-support is an error, and no other takes its place.
+support is an error, and no other takes its place. torch.compile takes whole what has been looked up before, by
+:func:`ssd_kernels.get_op` or by a call.
 """
 
 from typing import Any

@@ -1,7 +1,6 @@
 """The one place where the implementation of an operator is chosen."""
 
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from typing import Any, cast
 
@@ -35,6 +34,9 @@ _BUILT_IN = {
     },
 }
 OPERATORS = tuple(_BUILT_IN)
+
+# A dictionary, which torch.compile sees through, while it cannot import: what was looked up before can be compiled.
+_found: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 def names(operator: str = "ssd") -> tuple[str, ...]:
@@ -77,7 +79,6 @@ def get_ssd(name: str) -> SSD:
     return cast("SSD", get_op("ssd", name))
 
 
-@cache
 def get_op(operator: str, name: str) -> Callable[..., Any]:
     """Look an implementation of an operator up by name.
 
@@ -93,11 +94,14 @@ def get_op(operator: str, name: str) -> Callable[..., Any]:
         RuntimeError: the implementation cannot run here (no GPU). Nothing else is put in its place.
         ModuleNotFoundError: the named package is not installed.
     """
-    module_name, _, function_name = target(operator, name).partition(":")
-    function = getattr(import_module(module_name), function_name, None)
-    if not callable(function):
-        raise ValueError(f"name {name!r}: module {module_name!r} has no callable {function_name!r}")
-    return cast("Callable[..., Any]", function)
+    function = _found.get((operator, name))
+    if function is None:
+        module_name, _, function_name = target(operator, name).partition(":")
+        function = getattr(import_module(module_name), function_name, None)
+        if not callable(function):
+            raise ValueError(f"name {name!r}: module {module_name!r} has no callable {function_name!r}")
+        _found[operator, name] = function
+    return function
 
 
 def target(operator: str, name: str) -> str:

@@ -14,6 +14,7 @@ from ssd_kernels.checks import (
     expect_shape,
     expect_slots,
 )
+from ssd_kernels.conv_interface import check_conv_step
 
 
 class SSDStep(Protocol):
@@ -155,22 +156,33 @@ def check_ssd_step(
         raise ValueError(f"dt_limit must be (low, high) with low at most high, got {dt_limit}")
 
 
-def mixer_parts(xBC: Tensor, z: Tensor | None, window: Tensor, state: Tensor) -> tuple[int, int, int]:
-    """The widths of x, B and C in xBC.
-
-    Raises:
-        ValueError: the sizes of xBC, z, window and state do not fit together.
-    """
+def check_mixer_step(
+    xBC: Tensor, dt: Tensor, z: Tensor | None, window: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None,
+    A: Tensor, *, activation: str | None, D: Tensor | None, dt_bias: Tensor | None, dt_limit: tuple[float, float],
+    slots: Tensor | None,
+) -> None:  # fmt: skip
+    """Check the arguments of :class:`MixerStep`, but for the values of slots."""
     expect_ndim("xBC", xBC, "(batch, conv_dim)")
     expect_ndim("state", state, "(nslots, nheads, headdim, d_state)")
     nslots, nheads, headdim, d_state = state.shape
     d_inner = nheads * headdim
-    d_group = (xBC.shape[1] - d_inner) // 2
-    if d_group < 1 or d_state < 1 or d_group % d_state or xBC.shape[1] != d_inner + 2 * d_group:
+    both = xBC.shape[1] - d_inner
+    if d_state < 1 or both < 1 or both % (2 * d_state):
         raise ValueError(
             f"xBC: conv_dim must be nheads · headdim {d_inner} + 2 · ngroups · d_state {d_state}, got {xBC.shape[1]}"
         )
     expect_shape("z", z, "(batch, nheads · headdim)", (xBC.shape[0], d_inner))
     if window.shape[0] != nslots:
         raise ValueError(f"window must have the slots of state, {nslots}, got {window.shape[0]}")
-    return d_inner, d_group, d_group
+    check_conv_step(xBC, window, weight, bias, activation, slots)
+    x, B, C = mixer_parts(xBC, state)
+    gate = None if z is None else z.unflatten(-1, (nheads, headdim))
+    check_ssd_step(state, x, dt, A, B, C, D=D, z=gate, dt_bias=dt_bias, dt_limit=dt_limit, slots=slots)
+
+
+def mixer_parts(xBC: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The x (batch, nheads, headdim), B and C (batch, ngroups, d_state) in checked xBC; views."""
+    _, nheads, headdim, d_state = state.shape
+    d_inner = nheads * headdim
+    x, B, C = xBC.split([d_inner, (xBC.shape[1] - d_inner) // 2, (xBC.shape[1] - d_inner) // 2], dim=-1)
+    return x.unflatten(-1, (nheads, headdim)), B.unflatten(-1, (-1, d_state)), C.unflatten(-1, (-1, d_state))

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.checks import expect_cu_seqlens
 from ssd_kernels.conv_interface import check_conv
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import MAX_CONV_WIDTH, causal_conv1d_config
@@ -53,7 +54,7 @@ def _causal_conv1d(
     silu: bool, with_window: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     # Checked here as well: of a compiled call, this is where the values of cu_seqlens can be read.
-    nseqs = check_conv(x, weight, bias, None, initial_window, cu_seqlens)
+    nseqs = x.shape[0] if cu_seqlens is None else expect_cu_seqlens(cu_seqlens, x)
     y, final_window = _fake_causal_conv1d(x, weight, bias, initial_window, cu_seqlens, silu, with_window)
     batch, seqlen, channels = x.shape
     config = causal_conv1d_config()

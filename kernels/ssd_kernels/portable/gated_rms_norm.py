@@ -28,26 +28,8 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: 
     return torch.ops.ssd_kernels.gated_rms_norm(y, z, weight, eps, groups)  # type: ignore[no-any-return]
 
 
-def _gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
-    out = _fake_gated_rms_norm(y)
-    if out.numel() == 0:
-        return out
-    width = y.shape[-1] // groups
-    (_, middle, inner), y_strides, z_strides = zip(*_merged_rows(y, z), strict=True)
-    with device_of(y):
-        _gated_rms_norm_kernel[(out.numel() // width,)](
-            y, z, weight, out, (*y_strides, y.stride(-1)), (*z_strides, z.stride(-1)), weight.stride(0),
-            middle, inner, eps, GROUPS=groups, WIDTH=width, **gated_rms_norm_config(width).kwargs,
-        )  # fmt: skip
-    return out
-
-
-def _fake_gated_rms_norm(y: Tensor, *_: object) -> Tensor:
-    return torch.empty(y.shape, dtype=y.dtype, device=y.device)
-
-
-def _merged_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
-    """The leading dimensions as three, outermost first: the size of each, and its strides in y and z."""
+def expect_three_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
+    """Expect leading dimensions that merge into three, and return of each the size and its strides in y and z."""
     merged = [(1, 0, 0)] * 3
     for size, y_stride, z_stride in zip(y.shape[:-1], y.stride(), z.stride(), strict=False):
         if size == 1:
@@ -62,6 +44,24 @@ def _merged_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
             f"{tuple(y.shape)}, strides {y.stride()} and {z.stride()}; 'torch' supports any"
         )
     return merged[-3:]
+
+
+def _gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> Tensor:
+    out = _fake_gated_rms_norm(y)
+    if out.numel() == 0:
+        return out
+    width = y.shape[-1] // groups
+    (_, middle, inner), y_strides, z_strides = zip(*expect_three_rows(y, z), strict=True)
+    with device_of(y):
+        _gated_rms_norm_kernel[(out.numel() // width,)](
+            y, z, weight, out, (*y_strides, y.stride(-1)), (*z_strides, z.stride(-1)), weight.stride(0),
+            middle, inner, eps, GROUPS=groups, WIDTH=width, **gated_rms_norm_config(width).kwargs,
+        )  # fmt: skip
+    return out
+
+
+def _fake_gated_rms_norm(y: Tensor, *_: object) -> Tensor:
+    return torch.empty(y.shape, dtype=y.dtype, device=y.device)
 
 
 define(

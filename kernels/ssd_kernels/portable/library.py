@@ -26,8 +26,8 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
         torch.library.register_autograd(f"ssd_kernels::{name}", lambda *_: _refuse(name), lib=_library)
 
 
-def expect_runnable(name: str, tensor: Tensor) -> None:
-    """Expect what the kernels can work on here.
+def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> None:
+    """Expect what the kernels can work on here; `instead` is the implementation for a CPU.
 
     Raises:
         TypeError: fp64.
@@ -37,8 +37,8 @@ def expect_runnable(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name}: dtype must be float32, bfloat16 or float16 for 'triton', got torch.float64")
     if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
-            f"{name} must be on a GPU for 'triton', got device cpu; on a CPU take 'torch', or set TRITON_INTERPRET=1 "
-            "before Python starts, to run the kernels in Triton's (slow) interpreter"
+            f"{name} must be on a GPU for 'triton', got device cpu; on a CPU take {instead!r}, or set "
+            "TRITON_INTERPRET=1 before Python starts, to run the kernels in Triton's (slow) interpreter"
         )
 
 

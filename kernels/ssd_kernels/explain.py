@@ -1,0 +1,100 @@
+"""What a call takes, without making it: which implementation, which kernels in which configuration, and why."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+from ssd_kernels.conv_interface import check_conv, check_conv_step
+from ssd_kernels.interface import check_inputs
+from ssd_kernels.norm import check_norm
+from ssd_kernels.registry import default_name, get_op, names, target
+from ssd_kernels.step_interface import check_mixer_step, check_ssd_step
+
+_CHECKS: dict[str, Callable[..., Any]] = {
+    "ssd": check_inputs,
+    "causal_conv1d": check_conv,
+    "causal_conv1d_step": check_conv_step,
+    "gated_rms_norm": check_norm,
+    "ssd_step": check_ssd_step,
+    "mixer_step": check_mixer_step,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelLaunch:
+    """One launch of a call."""
+
+    name: str
+    config: dict[str, Any]  # tile sizes, num_warps, num_stages: pinned, and what a launch takes as keywords
+    why: str
+
+    def __str__(self) -> str:
+        settings = ", ".join(f"{key}={value}" for key, value in self.config.items())
+        return f"{self.name}({settings}): {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What a call takes; its text has a line for each kernel."""
+
+    operator: str
+    implementation: str
+    function: str  # "package.module:function"
+    why: str
+    kernels: tuple[KernelLaunch, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.operator}: {self.implementation!r}, {self.function}: {self.why}"]
+        return "\n  ".join([*lines, *map(str, self.kernels)])
+
+
+def explain(operator: str, *args: Any, implementation: str | None = None, **kwargs: Any) -> Explanation:
+    """What `ssd_kernels`' function named `operator` does with these arguments. Launches nothing.
+
+    Args:
+        operator: one of `ssd_kernels.OPERATORS`.
+        *args: what the call takes.
+        implementation: a name for :func:`ssd_kernels.get_op`; the default of the tensors' device by default.
+        **kwargs: what the call takes.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError, RuntimeError: the call itself would raise this; or there is no such
+            operator or implementation.
+    """
+    device = _first_tensor(operator, args, kwargs).device.type
+    name = default_name(device, operator) if implementation is None else implementation
+    why = f"the default on {device}" if implementation is None else "asked for by name"
+    found, function = target(operator, name), get_op(operator, name)
+    if name not in names(operator):
+        why += "; not of this package: what it launches is not known"
+        return Explanation(operator=operator, implementation=name, function=found, why=why, kernels=())
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    _check(_CHECKS[operator], bound.arguments)
+    kernels: tuple[KernelLaunch, ...] = ()
+    if name == "triton":
+        # Imported only here: the torch implementations run where there is no Triton.
+        launches = import_module("ssd_kernels.portable.launches").LAUNCHES[operator](**bound.arguments)
+        kernels = tuple(
+            KernelLaunch(name=kernel, config=config.kwargs, why=reason) for kernel, config, reason in launches
+        )
+        why += "" if kernels else "; there is nothing to do"
+    else:
+        why += "; torch alone, no kernel of this package"
+    return Explanation(operator=operator, implementation=name, function=found, why=why, kernels=kernels)
+
+
+def _check(check: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    check(**{name: arguments[name] for name in inspect.signature(check).parameters})
+
+
+def _first_tensor(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    names(operator)  # an unknown operator is the first thing to say
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value
+    raise TypeError(f"{operator} takes tensors, got none")

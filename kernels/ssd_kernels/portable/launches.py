@@ -1,0 +1,101 @@
+"""The kernels that a call of each operator launches, in order, with their configurations and what decided them.
+
+For :func:`ssd_kernels.explain.explain`; a test compares them with what is launched. Arguments are those of the
+operators, checked; what the kernels do not support raises here as it does there.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ssd_kernels.interface import Sizes
+from ssd_kernels.portable import configs
+from ssd_kernels.portable.causal_conv1d import expect_width
+from ssd_kernels.portable.configs import Config
+from ssd_kernels.portable.gated_rms_norm import expect_three_rows
+from ssd_kernels.portable.library import expect_runnable
+from ssd_kernels.portable.plan import MAX_CHUNK, Plan
+
+Launch = tuple[str, Config, str]
+
+
+def _ssd(
+    x: Tensor, B: Tensor, chunk_size: int, carry: str, cu_seqlens: Tensor | None, return_chunk_states: bool, **_: Any
+) -> Iterator[Launch]:
+    expect_runnable("x", x, instead="chunked")
+    (batch, seqlen, nheads, headdim), (ngroups, d_state) = x.shape, B.shape[2:]
+    nseqs = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    sizes = Sizes(
+        batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=ngroups, d_state=d_state, nseqs=nseqs
+    )
+    if batch == 0 or seqlen == 0:
+        return
+    chunk = Plan(sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=return_chunk_states).chunk_size
+    cut = f"chunks of {chunk}" if chunk == chunk_size else f"chunk_size {chunk_size} in chunks of {MAX_CHUNK}"
+    packed = cu_seqlens is not None
+    if packed:
+        yield "_chunk_table_kernel", configs.CHUNK_TABLE, "cu_seqlens given: where chunks lie is found on the device"
+    yield "_chunk_cumsum_kernel", configs.CHUNK_CUMSUM, f"steps and decays, {cut}"
+    yield "_chunk_state_kernel", configs.chunk_state_config(x.dtype, headdim), _by(x, headdim=headdim)
+    yield "_state_passing_kernel", configs.STATE_PASSING, f"carry {carry!r}"
+    yield "_bmm_chunk_kernel", configs.bmm_chunk_config(x.dtype, chunk), _by(x, chunk=chunk)
+    scan = configs.chunk_scan_config(x.dtype, chunk, headdim, d_state, packed)
+    yield "_chunk_scan_kernel", scan, _by(x, chunk=chunk, headdim=headdim, d_state=d_state, packed=packed)
+
+
+def _causal_conv1d(
+    x: Tensor, weight: Tensor, initial_window: Tensor | None, cu_seqlens: Tensor | None, return_final_window: bool,
+    **_: Any,
+) -> Iterator[Launch]:  # fmt: skip
+    expect_runnable("x", x)
+    expect_width(weight)
+    nseqs = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if x.numel() or (return_final_window and nseqs * x.shape[2]):
+        with_window = ", final windows in the same launch" if return_final_window else ""
+        yield "_causal_conv1d_kernel", configs.causal_conv1d_config(), f"one for every call{with_window}"
+
+
+def _causal_conv1d_step(x: Tensor, weight: Tensor, **_: Any) -> Iterator[Launch]:
+    expect_runnable("x", x)
+    expect_width(weight)
+    if x.numel():
+        yield "_causal_conv1d_step_kernel", configs.causal_conv1d_step_config(), "one for every call"
+
+
+def _gated_rms_norm(y: Tensor, z: Tensor, groups: int, **_: Any) -> Iterator[Launch]:
+    expect_runnable("y", y)
+    expect_runnable("z", z)
+    expect_three_rows(y, z)
+    width = y.shape[-1] // groups
+    config = configs.gated_rms_norm_config(width)
+    times = "once" if width <= config.block["BLOCK"] else "twice, as it does not fit a program"
+    if y.numel():
+        yield "_gated_rms_norm_kernel", config, f"a norm of {width} is read {times}"
+
+
+def _ssd_step(state: Tensor, x: Tensor, **_: Any) -> Iterator[Launch]:
+    expect_runnable("x", x)
+    headdim, d_state = state.shape[2:]
+    if x.shape[0]:
+        why = f"headdim={headdim}, d_state={d_state}; state in {str(state.dtype).removeprefix('torch.')}"
+        yield "_ssd_step_kernel", configs.ssd_step_config(headdim, d_state), why
+
+
+def _mixer_step(xBC: Tensor, state: Tensor, weight: Tensor, **_: Any) -> Iterator[Launch]:
+    yield from _causal_conv1d_step(xBC, weight)
+    yield from _ssd_step(state, xBC)
+
+
+def _by(x: Tensor, **sizes: int) -> str:
+    return ", ".join([str(x.dtype).removeprefix("torch."), *(f"{name}={size}" for name, size in sizes.items())])
+
+
+LAUNCHES = {
+    "ssd": _ssd,
+    "causal_conv1d": _causal_conv1d,
+    "causal_conv1d_step": _causal_conv1d_step,
+    "gated_rms_norm": _gated_rms_norm,
+    "ssd_step": _ssd_step,
+    "mixer_step": _mixer_step,
+}
