@@ -19,7 +19,7 @@ class Packed(NamedTuple):
     longest: int
 
     def spread(self, x: Tensor) -> Tensor:
-        """(1, total, …) to (nseqs, longest, …), zeros after the end of a sequence."""
+        """(1, total, …) to (nseqs, longest, …), zeros after the end of a sequence: a NaN would not stay masked."""
         spread = x.new_zeros(self.nseqs * self.longest, *x.shape[2:]).index_copy(0, self.slots, x[0])
         return spread.view(self.nseqs, self.longest, *x.shape[2:])
 
