@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import BambaForCausalLM
 
@@ -104,6 +105,9 @@ def test_small_shards_are_listed_in_an_index_and_no_temporary_file_stays(tmp_pat
     shards = set(index["weight_map"].values())
     assert len(shards) > 5
     assert names(tmp_path) == shards | {"config.json", "model.safetensors.index.json"}
+    for shard in shards:
+        with safe_open(tmp_path / shard, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt"}, "some versions of transformers refuse a file without it"
     assert index["metadata"]["total_size"] == sum(p.nbytes for p in Bamba(SMALL).parameters())
 
 

@@ -175,8 +175,9 @@ def test_a_rotated_part_that_is_no_exact_fraction_of_a_head_survives_the_way_bac
 
 
 def test_to_transformers_takes_further_fields_and_leaves_special_tokens_out():
-    hf_config = TINY.to_transformers(eos_token_id=7)
-    assert (hf_config.eos_token_id, hf_config.bos_token_id, hf_config.pad_token_id) == (7, None, None)
+    plain, further = TINY.to_transformers(), TINY.to_transformers(eos_token_id=7)
+    assert (plain.eos_token_id, plain.bos_token_id, plain.pad_token_id) == (None, None, None)
+    assert (further.eos_token_id, further.bos_token_id) == (7, None)
 
 
 @pytest.mark.parametrize(

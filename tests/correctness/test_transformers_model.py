@@ -191,6 +191,18 @@ def test_a_cache_grows_and_keeps_what_it_held(model):
     assert torch.equal(logits, model(PROMPT[:, 3:8], past_key_values=large).logits)
 
 
+@torch.inference_mode()
+def test_a_reordered_cache_continues_the_rows_that_were_asked_for(model):
+    mask = torch.ones_like(PROMPT)
+    mask[0, :6] = 0
+    cache = model(PROMPT, attention_mask=mask).past_key_values
+    cache.reorder_cache(torch.tensor([1, 0]))
+    assert cache.cache.host_lengths == cache.cache.lengths.tolist() == [11, 5]
+    swapped = model(PROMPT.flip(0), attention_mask=mask.flip(0)).past_key_values
+    ahead = PROMPT[:, :2]
+    assert torch.equal(*(model(ahead, past_key_values=c).logits for c in (cache, swapped)))
+
+
 def test_the_loss_is_that_of_transformers(folder):
     theirs = BambaForCausalLM.from_pretrained(folder, z_loss_coefficient=0.1)
     ours = AutoModelForCausalLM.from_pretrained(folder, z_loss_coefficient=0.1)
