@@ -126,7 +126,7 @@ class Problem:
 @st.composite
 def problems(draw: st.DrawFn, min_seqlen: int = 1, **fixed: Any) -> Problem:
     """Problems of every structure, weighted towards several ragged chunks and groups."""
-    ngroups, heads_per_group = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (3, 2)]))
+    ngroups, heads_per_group = draw(st.sampled_from([(1, 1), (1, 3), (2, 1), (2, 2), (2, 3), (3, 2)]))
     headdim, d_state = draw(st.sampled_from(SHAPES))
     skip, by_channel = draw(st.sampled_from([(False, False), (True, False), (True, True)]))
     fields = {

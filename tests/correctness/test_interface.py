@@ -38,7 +38,12 @@ BAD = [
         r"D must have shape \(nheads, headdim\) = \(4, 8\), got",
     ),
     ("D", lambda D: D[:, None, None], ValueError, r"D must have shape \(nheads,\) = \(4,\), got \(4, 1, 1\)"),
-    ("cu_seqlens", lambda _: torch.tensor([0, 6]), ValueError, r"x: batch must be 1 where cu_seqlens packs .* got 2"),
+    (
+        "cu_seqlens",
+        lambda _: torch.tensor([0, 6], device=DEVICE),
+        ValueError,
+        r"x: batch must be 1 where cu_seqlens packs .* got 2",
+    ),
 ]
 
 
