@@ -274,6 +274,14 @@ def test_a_layer_that_is_replaced_is_the_one_that_computes(model):
     assert torch.equal(model(PROMPT).logits, logits.tanh())
 
 
+def test_a_cache_is_returned_by_default_only_where_no_gradient_is_recorded(model):
+    assert model(PROMPT).past_key_values is None
+    with torch.no_grad():
+        assert model(PROMPT).past_key_values.get_seq_length() == 11
+    model.requires_grad_(False)
+    assert model(PROMPT).past_key_values is not None
+
+
 def test_moving_and_casting_reaches_the_model_inside(model):
     model.to(torch.float64)
     assert model.to_bamba().dtype == torch.float64
