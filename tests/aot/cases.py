@@ -1,0 +1,172 @@
+"""The calls that are compiled ahead of time: one table for each operator.
+
+Together they reach every kernel of the package and every pinned configuration; `python -m tests.aot` names a kernel
+that no call here launches.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssd_kernels import get_op
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NHEADS, SEQLEN, CHANNELS = 128, 1024, 8448  # Bamba's, and a length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A call of one operator. The `quick` ones are part of the correctness suite."""
+
+    name: str
+    call: Callable[[], Any]
+    quick: bool = False
+
+
+# (headdim, d_state, chunk_size), the first Bamba's.
+SCAN_SIZES = [(64, 128, 256), (64, 128, 128), (64, 128, 16), (32, 16, 256), (128, 256, 256), (80, 96, 200)]
+SCAN_FEATURES: dict[str, dict[str, Any]] = {
+    "model": {"D": "head", "dt_bias": True, "dt_softplus": True},
+    "bare": {},
+    "continued": {"D": "channel", "dt_softplus": True, "initial_state": True},
+    "packed": {"D": "head", "dt_bias": True, "dt_softplus": True, "initial_state": True, "cu_seqlens": True},
+    "chunk states": {"D": "head", "dt_bias": True, "dt_softplus": True, "return_chunk_states": True},
+    "independent": {"D": "head", "dt_bias": True, "dt_softplus": True, "carry": "none"},
+    "independent continued": {"dt_bias": True, "carry": "none", "initial_state": True},
+    "independent packed": {"carry": "none", "initial_state": True, "cu_seqlens": True},
+}
+CONV_FEATURES: dict[str, dict[str, Any]] = {
+    "model": {"bias": True, "activation": "silu", "return_final_window": True},
+    "bare": {},
+    "continued": {"bias": True, "activation": "silu", "initial_window": True, "return_final_window": True},
+    "packed": {"bias": True, "initial_window": True, "cu_seqlens": True, "return_final_window": True},
+}
+# (width, groups); the last does not fit one block.
+NORM_SIZES = [(8192, 1), (8192, 8), (5000, 1), (32768, 1)]
+# (headdim, d_state), the first Bamba's.
+STEP_SIZES = [(64, 128), (32, 16), (128, 256), (80, 96)]
+STEP_FEATURES: dict[str, dict[str, Any]] = {
+    "model": {"D": True, "dt_bias": True, "dt_softplus": True},
+    "bare": {},
+    "gated slots": {"D": True, "z": True, "dt_bias": True, "dt_softplus": True, "slots": True},
+}
+
+
+def cases() -> Iterator[Case]:
+    """Every case, each operator's most used first."""
+    yield from _table("ssd", _scan, SCAN_SIZES, SCAN_FEATURES, "p{} n{} q{}")
+    yield from _table("causal_conv1d", _conv, [(4,), (2,)], CONV_FEATURES, "w{}")
+    yield from _table("causal_conv1d_step", _conv_step, [(4,)], {"model": {}, "slots": {"slots": True}}, "w{}")
+    yield from _table("gated_rms_norm", _norm, NORM_SIZES, {"model": {}}, "{} in {}")
+    yield from _table("ssd_step", _step, STEP_SIZES, STEP_FEATURES, "p{} n{}")
+    for dtype in ("bf16", "fp16"):
+        call = partial(_step, DTYPES[dtype], *STEP_SIZES[0], state_dtype=DTYPES[dtype], **STEP_FEATURES["model"])
+        yield Case(name=f"ssd_step {dtype} p64 n128 state {dtype}", call=call)
+
+
+def _table(
+    operator: str, run: Callable[..., None], sizes: Sequence[tuple[int, ...]], features: dict[str, dict[str, Any]],
+    words: str,
+) -> Iterator[Case]:  # fmt: skip
+    """Each dtype at each size as a model calls the operator, and every other set of features at the first size.
+
+    The latter in bf16 and fp32: fp16 takes the configurations of bf16.
+    """
+    first, *others = features
+    as_a_model = itertools.product(sizes, [first], DTYPES)
+    with_features = itertools.product(sizes[:1], others, ["bf16", "fp32"])
+    for size, feature, dtype in itertools.chain(as_a_model, with_features):
+        yield Case(
+            name=f"{operator} {dtype} {words.format(*size)} {feature}",
+            call=partial(run, DTYPES[dtype], *size, **features[feature]),
+            quick=(size, feature, dtype) == (sizes[0], first, "bf16"),
+        )
+
+
+def _scan(
+    dtype: torch.dtype, headdim: int, d_state: int, chunk_size: int, *, D: str = "", dt_bias: bool = False,
+    initial_state: bool = False, cu_seqlens: bool = False, **options: Any,
+) -> None:  # fmt: skip
+    """As a model calls the scan: x, B and C are views into the output of the convolution, dt into the projection's."""
+    d_inner, nseqs = NHEADS * headdim, 3 if cu_seqlens else 1
+    x, B, C = _new(1, SEQLEN, d_inner + 2 * d_state, dtype=dtype).split([d_inner, d_state, d_state], dim=-1)
+    get_op("ssd", "triton")(
+        x.unflatten(-1, (NHEADS, headdim)),
+        _new(1, SEQLEN, 2 * d_inner + 2 * d_state + NHEADS, dtype=dtype)[..., -NHEADS:],
+        _new(NHEADS),
+        B.unflatten(-1, (1, d_state)),
+        C.unflatten(-1, (1, d_state)),
+        chunk_size=chunk_size,
+        D={"": None, "head": _new(NHEADS), "channel": _new(NHEADS, headdim)}[D],
+        dt_bias=_new(NHEADS) if dt_bias else None,
+        initial_state=_new(nseqs, NHEADS, headdim, d_state) if initial_state else None,
+        cu_seqlens=_bounds(nseqs) if cu_seqlens else None,
+        return_final_state=True,
+        **options,
+    )
+
+
+def _conv(
+    dtype: torch.dtype, width: int, *, bias: bool = False, initial_window: bool = False, cu_seqlens: bool = False,
+    **options: Any,
+) -> None:  # fmt: skip
+    """On a view into the projection's output."""
+    nseqs = 3 if cu_seqlens else 1
+    get_op("causal_conv1d", "triton")(
+        _new(1, SEQLEN, 2 * CHANNELS, dtype=dtype)[..., CHANNELS:],
+        _new(CHANNELS, width, dtype=dtype),
+        _new(CHANNELS, dtype=dtype) if bias else None,
+        initial_window=_new(nseqs, CHANNELS, width - 1, dtype=dtype) if initial_window else None,
+        cu_seqlens=_bounds(nseqs) if cu_seqlens else None,
+        **options,
+    )
+
+
+def _conv_step(dtype: torch.dtype, width: int, *, slots: bool = False) -> None:
+    get_op("causal_conv1d_step", "triton")(
+        _new(8, 2 * CHANNELS, dtype=dtype)[..., CHANNELS:],
+        _new(8, CHANNELS, width - 1, dtype=dtype),
+        _new(CHANNELS, width, dtype=dtype),
+        _new(CHANNELS, dtype=dtype),
+        activation="silu",
+        slots=_new(8, dtype=torch.int32) if slots else None,
+    )
+
+
+def _norm(dtype: torch.dtype, width: int, groups: int) -> None:
+    """The gate is a view into the projection's output."""
+    y, z = _new(1, SEQLEN, width, dtype=dtype), _new(1, SEQLEN, 2 * width, dtype=dtype)[..., :width]
+    get_op("gated_rms_norm", "triton")(y, z, _new(width, dtype=dtype), eps=1e-5, groups=groups)
+
+
+def _step(
+    dtype: torch.dtype, headdim: int, d_state: int, *, D: bool = False, z: bool = False, dt_bias: bool = False,
+    slots: bool = False, state_dtype: torch.dtype = torch.float32, **options: Any,
+) -> None:  # fmt: skip
+    x, B, C = _new(8, NHEADS * headdim + 2 * d_state, dtype=dtype).split([NHEADS * headdim, d_state, d_state], dim=-1)
+    get_op("ssd_step", "triton")(
+        _new(8, NHEADS, headdim, d_state, dtype=state_dtype),
+        x.unflatten(-1, (NHEADS, headdim)),
+        _new(8, 2 * NHEADS, dtype=dtype)[..., NHEADS:],
+        _new(NHEADS),
+        B.unflatten(-1, (1, d_state)),
+        C.unflatten(-1, (1, d_state)),
+        D=_new(NHEADS) if D else None,
+        z=_new(8, NHEADS, headdim, dtype=dtype) if z else None,
+        dt_bias=_new(NHEADS) if dt_bias else None,
+        slots=_new(8, dtype=torch.int32) if slots else None,
+        **options,
+    )
+
+
+def _bounds(nseqs: int) -> Tensor:
+    return _new(nseqs + 1, dtype=torch.int32)
+
+
+def _new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")
