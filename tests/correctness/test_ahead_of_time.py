@@ -53,9 +53,10 @@ def test_every_kernel_is_launched_by_a_case():
     assert launched == every
 
 
+@pytest.mark.parametrize("tested", ["cpu", "gpu"])
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-def test_results_are_stored_for_the_version_of_triton_that_ci_runs(target):
-    pins = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+def test_results_are_stored_for_the_pinned_versions_of_triton(target, tested):
+    pins = (ROOT / "requirements" / f"{tested}.txt").read_text().splitlines()
     (version,) = (pin.partition("==")[2] for pin in pins if pin.startswith("triton=="))
     results = json.loads((stored.FOLDER / f"triton-{version}" / f"{target}.json").read_text())
     assert len(results) > 50
