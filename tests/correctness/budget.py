@@ -25,6 +25,8 @@ def plain_torch(inputs: dict, *, carry: str = "all") -> tuple[Tensor, Tensor]:
     if "cu_seqlens" in inputs:
         outputs, states = zip(*(plain_torch(each, carry=carry) for each in alone(inputs)), strict=True)
         return torch.cat(outputs, dim=1), torch.cat(states)
+    if inputs["x"].shape[1] == 0:
+        return _token_by_token(inputs, carry)
     forms = [_token_by_token(inputs, carry), _as_products(inputs, carry, torch.float32)]
     exact = _as_products(inputs, carry, torch.float64)
     y, state = (
@@ -78,7 +80,7 @@ def _by_head(inputs: dict, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 def _plain_step(inputs: dict, dtype: torch.dtype) -> Tensor:
     dt = inputs["dt"].to(dtype)
     if inputs["dt_bias"] is not None:
-        dt = dt + inputs["dt_bias"]
+        dt = dt + inputs["dt_bias"].to(dtype)
     if inputs["dt_softplus"]:
         dt = torch.nn.functional.softplus(dt)
     return dt.clamp(*inputs["dt_limit"])

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.correctness
 PROBLEM = Problem(batch=2, seqlen=21, nheads=4, ngroups=2, headdim=8, d_state=4, chunk_size=16)
 PACKED = PROBLEM.but(batch=1, initial=False)
 CU_SEQLENS = torch.tensor([0, 5, 5, 20, 21], device=DEVICE)
+# What the real kernels get right on a GPU is what `--ssd` is for.
+rounds_as_torch = pytest.mark.skipif(DEVICE == "cuda", reason="mamba-ssm rounds fp32 operands to TF32 on a GPU")
 REFUSED = {
     "mamba_ssm": [
         ({"carry": "none"}, "carry must be 'all' for mamba-ssm, got 'none'"),
@@ -88,6 +90,7 @@ def adapter(request):
     return request.getfixturevalue(request.param)
 
 
+@rounds_as_torch
 @pytest.mark.parametrize("skip", ["head", "channel", None])
 def test_an_adapter_passes_on_what_was_asked(adapter, skip):
     inputs = PROBLEM.but(skip=skip is not None, dt_limit=(0.01, 0.1)).inputs()
@@ -102,6 +105,7 @@ def test_an_adapter_passes_on_what_was_asked(adapter, skip):
     assert torch.equal(adapter.ssd(**inputs), y)
 
 
+@rounds_as_torch
 def test_an_adapter_passes_on_packed_sequences(adapter):
     inputs = PACKED.inputs()
     y, state = adapter.ssd(**inputs, cu_seqlens=CU_SEQLENS, return_final_state=True)

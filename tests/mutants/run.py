@@ -1,14 +1,15 @@
 """Plant faults, one at a time, and see whether the tests that touch the file notice: `tox -e mutants`.
 
 Each fault is a patch in `patches/`, headed by two lines: `Fault:`, what is wrong in words, and `Tests:`, the pytest
-arguments of the tests that must turn red. A fault is killed by failing tests or by a time limit, and by nothing else:
-tests that cannot be collected or run are an error of the patch. Before any fault, all those tests must pass.
+arguments of the tests that must turn red. A fault is killed by failing tests, a crash or a time limit, and by nothing
+else: tests that cannot be collected or run are an error of the patch. Before any fault, all those tests must pass.
 """
 
 import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,8 @@ def try_one(mutant: Mutant, tree: Path, timeout: float, broken: str) -> Outcome:
         status, output = run_tests(tree, mutant.tests, timeout)
     finally:
         git(tree, "apply", "--reverse", str(mutant.path))
+    if status is not None and status < 0:  # a crash of the interpreter: an address that is not mapped
+        status, output = RED, f"FAILED signal {signal.Signals(-status).name}"
     verdict, detail = {
         None: ("killed (time limit)", ""),
         RED: ("killed", last_line(output, "FAILED")),
