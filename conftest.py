@@ -25,5 +25,7 @@ settings.register_profile(
 )  # fmt: skip
 # Fresh examples every time; what fails is kept, and tried first the next time.
 _kept = DirectoryBasedExampleDatabase(os.environ.get("HYPOTHESIS_DATABASE", ".hypothesis/examples"))
-settings.register_profile("nightly", max_examples=200, phases=tuple(Phase), database=_kept, **_common)
+settings.register_profile(
+    "nightly", max_examples=200, phases=tuple(Phase), derandomize=False, database=_kept, **_common
+)  # hypothesis derandomises by default where CI is set
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
