@@ -1,11 +1,10 @@
 """What the operators check of a tensor: each error names the argument, what was expected, and what was found."""
 
+import itertools
 import reprlib
 
 import torch
 from torch import Tensor
-
-from ssd_kernels.interface import sequence_bounds
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
@@ -43,6 +42,20 @@ def expect_device(of: str, main: Tensor, **others: Tensor | None) -> None:
             raise ValueError(f"{name} must be on the device of {of}, {main.device}, got {tensor.device}")
 
 
+def expect_skip(D: Tensor | None, nheads: int, headdim: int) -> None:
+    """Expect a skip connection per head or per channel, if there is one."""
+    if D is not None and D.ndim == 2:
+        expect_shape("D", D, "(nheads, headdim)", (nheads, headdim))
+    else:
+        expect_shape("D", D, "(nheads,)", (nheads,))
+
+
+def expect_dt_limit(dt_limit: tuple[float, float]) -> None:
+    """Expect the bounds of the step in order."""
+    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
+        raise ValueError(f"dt_limit must be (low, high) with low at most high, got {dt_limit}")
+
+
 def expect_slots(slots: Tensor | None, batch: int, nslots: int, of: str) -> None:
     """Expect an index for each of `batch` rows into the `nslots` slots of the argument `of`; row i by default."""
     if slots is None:
@@ -78,3 +91,17 @@ def expect_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> int:
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         sequence_bounds(cu_seqlens, x.shape[1])
     return cu_seqlens.shape[0] - 1
+
+
+def sequence_bounds(cu_seqlens: Tensor, seqlen: int) -> list[int]:
+    """The values of cu_seqlens, read by the host.
+
+    Raises:
+        ValueError: they do not run from 0 to `seqlen` without decreasing.
+    """
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != seqlen or any(a > b for a, b in itertools.pairwise(bounds)):
+        raise ValueError(
+            f"cu_seqlens must start at 0, end at seqlen {seqlen} and never decrease, got {reprlib.repr(bounds)}"
+        )
+    return bounds

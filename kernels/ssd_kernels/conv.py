@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssd_kernels.checks import expect_different_slots
+from ssd_kernels.checks import expect_different_slots, sequence_bounds
 from ssd_kernels.conv_interface import check_conv, check_conv_step
-from ssd_kernels.interface import sequence_bounds
 
 # Tokens of all rows worked on at once, so that the fp32 sums of 8448 channels stay in cache: five times as fast as
 # torch.nn.functional.conv1d on two cores. A GPU takes all.

@@ -3,19 +3,28 @@
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060).
 """
 
-import itertools
 import math
-import reprlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssd_kernels.checks import (
+    INDICES,
+    expect_device,
+    expect_dt_limit,
+    expect_dtype,
+    expect_ndim,
+    expect_same_dtype,
+    expect_shape,
+    expect_skip,
+    sequence_bounds,
+)
+
 CARRIES = ("all", "none")
 _PLANNED_CARRIES = ("window", "reset", "run_in", "cut")
-_INPUT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class SSD(Protocol):
@@ -96,6 +105,15 @@ class Sizes:
     d_state: int
     nseqs: int | None = None  # of packed sequences
 
+    @classmethod
+    def of(cls, x: Tensor, B: Tensor, cu_seqlens: Tensor | None) -> Self:
+        """The sizes of a call with these arguments, shaped as :class:`SSD` says."""
+        batch, seqlen, nheads, headdim = x.shape
+        return cls(
+            batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=B.shape[2], d_state=B.shape[3],
+            nseqs=None if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        )  # fmt: skip
+
     @property
     def state_shape(self) -> tuple[int, int, int, int]:
         """(batch or nseqs, nheads, headdim, d_state)."""
@@ -133,20 +151,6 @@ def results(
     return (y, final_state) if return_final_state else y
 
 
-def sequence_bounds(cu_seqlens: Tensor, seqlen: int) -> list[int]:
-    """The values of cu_seqlens, read by the host.
-
-    Raises:
-        ValueError: they do not run from 0 to `seqlen` without decreasing.
-    """
-    bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != seqlen or any(a > b for a, b in itertools.pairwise(bounds)):
-        raise ValueError(
-            f"cu_seqlens must start at 0, end at seqlen {seqlen} and never decrease, got {reprlib.repr(bounds)}"
-        )
-    return bounds
-
-
 def check_inputs(
     x: Tensor,
     dt: Tensor,
@@ -167,62 +171,52 @@ def check_inputs(
     Raises:
         ValueError, TypeError, NotImplementedError: as :class:`SSD` says; each names argument, expectation, finding.
     """
-    _expect_ndim("x", x, "(batch, seqlen, nheads, headdim)")
-    _expect_ndim("B", B, "(batch, seqlen, ngroups, d_state)")
+    expect_ndim("x", x, "(batch, seqlen, nheads, headdim)")
+    expect_ndim("B", B, "(batch, seqlen, ngroups, d_state)")
     batch, seqlen, nheads, headdim = x.shape
     ngroups, d_state = B.shape[2:]
-    nseqs = None if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, x)
-    sizes = Sizes(
-        batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=ngroups, d_state=d_state, nseqs=nseqs
-    )
-    _expect_shape("dt", dt, "(batch, seqlen, nheads)", (batch, seqlen, nheads))
-    _expect_shape("A", A, "(nheads,)", (nheads,))
-    _expect_shape("B", B, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
-    _expect_shape("C", C, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
-    if D is not None and D.ndim == 2:
-        _expect_shape("D", D, "(nheads, headdim)", (nheads, headdim))
-    else:
-        _expect_shape("D", D, "(nheads,)", (nheads,))
-    _expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
-    sequences = "batch" if nseqs is None else "nseqs"
-    _expect_shape("initial_state", initial_state, f"({sequences}, nheads, headdim, d_state)", sizes.state_shape)
+    if cu_seqlens is not None:
+        _check_cu_seqlens(cu_seqlens, x)
+    sizes = Sizes.of(x, B, cu_seqlens)
+    expect_shape("dt", dt, "(batch, seqlen, nheads)", (batch, seqlen, nheads))
+    expect_shape("A", A, "(nheads,)", (nheads,))
+    expect_shape("B", B, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
+    expect_shape("C", C, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
+    expect_skip(D, nheads, headdim)
+    expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
+    sequences = "batch" if cu_seqlens is None else "nseqs"
+    expect_shape("initial_state", initial_state, f"({sequences}, nheads, headdim, d_state)", sizes.state_shape)
     if min(nheads, headdim, ngroups, d_state) < 1:
         raise ValueError(f"nheads, headdim, ngroups and d_state must be at least 1, got {sizes}")
     if nheads % ngroups:
         raise ValueError(f"B: ngroups must divide nheads {nheads}, got ngroups {ngroups}")
 
-    if x.dtype not in _INPUT_DTYPES:
-        raise TypeError(f"x: dtype must be one of {_INPUT_DTYPES}, got {x.dtype}")
-    for name, tensor in (("B", B), ("C", C)):
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name}: dtype must be that of x, {x.dtype}, got {tensor.dtype}")
+    expect_dtype("x", x)
+    expect_same_dtype("B", B, "x", x)
+    expect_same_dtype("C", C, "x", x)
     for name, optional in (("dt", dt), ("A", A), ("D", D), ("dt_bias", dt_bias)):
         if optional is not None and not optional.is_floating_point():
             raise TypeError(f"{name}: dtype must be floating point, got {optional.dtype}")
     if initial_state is not None and initial_state.dtype != state_dtype(x):
         raise TypeError(f"initial_state: dtype must be {state_dtype(x)} for x of {x.dtype}, got {initial_state.dtype}")
-    for name, optional in (("dt", dt), ("A", A), ("B", B), ("C", C), ("D", D), ("dt_bias", dt_bias)):
-        _expect_device(name, optional, x.device)
-    _expect_device("initial_state", initial_state, x.device)
+    expect_device("x", x, dt=dt, A=A, B=B, C=C, D=D, dt_bias=dt_bias, initial_state=initial_state)
 
     _check_options(chunk_size, dt_limit, carry)
     return sizes
 
 
-def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> int:
-    """The number of packed sequences."""
+def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
     if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
         raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), got {tuple(cu_seqlens.shape)}")
     if cu_seqlens.numel() == 1 and x.shape[1] > 0:
         raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), nseqs > 0 for {x.shape[1]} tokens, got (1,)")
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+    if cu_seqlens.dtype not in INDICES:
         raise TypeError(f"cu_seqlens: dtype must be torch.int32 or torch.int64, got {cu_seqlens.dtype}")
-    _expect_device("cu_seqlens", cu_seqlens, x.device)
+    expect_device("x", x, cu_seqlens=cu_seqlens)
     if x.shape[0] != 1:
         raise ValueError(f"x: batch must be 1 where cu_seqlens packs the sequences, got {x.shape[0]}")
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         sequence_bounds(cu_seqlens, x.shape[1])
-    return cu_seqlens.numel() - 1
 
 
 def _check_options(chunk_size: int, dt_limit: tuple[float, float], carry: str) -> None:
@@ -230,25 +224,8 @@ def _check_options(chunk_size: int, dt_limit: tuple[float, float], carry: str) -
         raise TypeError(f"chunk_size must be an int, got {chunk_size!r}")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
-        raise ValueError(f"dt_limit must be (low, high) with low at most high, got {dt_limit}")
+    expect_dt_limit(dt_limit)
     if carry not in CARRIES:
         if carry.split(":")[0] in _PLANNED_CARRIES:
             raise NotImplementedError(f"carry {carry!r} is not supported yet; supported: {CARRIES}")
         raise ValueError(f"carry must be one of {CARRIES}, got {carry!r}")
-
-
-def _expect_ndim(name: str, tensor: Tensor, meaning: str) -> None:
-    expected = meaning.count(",") + 1
-    if tensor.ndim != expected:
-        raise ValueError(f"{name} must have {expected} dimensions {meaning}, got shape {tuple(tensor.shape)}")
-
-
-def _expect_shape(name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(tensor.shape)}")
-
-
-def _expect_device(name: str, tensor: Tensor | None, device: torch.device) -> None:
-    if tensor is not None and tensor.device != device:
-        raise ValueError(f"{name} must be on the device of x, {device}, got {tensor.device}")

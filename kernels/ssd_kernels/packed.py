@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd_kernels.interface import SSD, Sizes, results, sequence_bounds, state_dtype
+from ssd_kernels.checks import sequence_bounds
+from ssd_kernels.interface import SSD, Sizes, results, state_dtype
 
 
 def one_by_one(

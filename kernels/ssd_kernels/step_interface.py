@@ -8,10 +8,12 @@ from torch import Tensor
 from ssd_kernels.checks import (
     FLOATING,
     expect_device,
+    expect_dt_limit,
     expect_dtype,
     expect_ndim,
     expect_same_dtype,
     expect_shape,
+    expect_skip,
     expect_slots,
 )
 from ssd_kernels.conv_interface import check_conv_step
@@ -137,10 +139,7 @@ def check_ssd_step(
     expect_shape("A", A, "(nheads,)", (nheads,))
     expect_shape("B", B, "(batch, ngroups, d_state)", (batch, ngroups, d_state))
     expect_shape("C", C, "(batch, ngroups, d_state)", (batch, ngroups, d_state))
-    if D is not None and D.ndim == 2:
-        expect_shape("D", D, "(nheads, headdim)", (nheads, headdim))
-    else:
-        expect_shape("D", D, "(nheads,)", (nheads,))
+    expect_skip(D, nheads, headdim)
     expect_shape("z", z, "(batch, nheads, headdim)", (batch, nheads, headdim))
     expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
     expect_slots(slots, batch, state.shape[0], "state")
@@ -152,8 +151,7 @@ def check_ssd_step(
     # An fp64 state is for fp64 inputs: with others, no implementation would compute what it can hold.
     expect_dtype("state", state, FLOATING if x.dtype == FLOATING[0] else FLOATING[1:])
     expect_device("x", x, state=state, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, slots=slots)
-    if len(dt_limit) != 2 or not dt_limit[0] <= dt_limit[1]:
-        raise ValueError(f"dt_limit must be (low, high) with low at most high, got {dt_limit}")
+    expect_dt_limit(dt_limit)
 
 
 def check_mixer_step(

@@ -24,12 +24,8 @@ def _ssd(
     x: Tensor, B: Tensor, chunk_size: int, carry: str, cu_seqlens: Tensor | None, return_chunk_states: bool, **_: Any
 ) -> Iterator[Launch]:
     expect_runnable("x", x, instead="chunked")
-    (batch, seqlen, nheads, headdim), (ngroups, d_state) = x.shape, B.shape[2:]
-    nseqs = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    sizes = Sizes(
-        batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=ngroups, d_state=d_state, nseqs=nseqs
-    )
-    if batch == 0 or seqlen == 0:
+    sizes = Sizes.of(x, B, cu_seqlens)
+    if sizes.batch == 0 or sizes.seqlen == 0:
         return
     chunk = Plan(sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=return_chunk_states).chunk_size
     cut = f"chunks of {chunk}" if chunk == chunk_size else f"chunk_size {chunk_size} in chunks of {MAX_CHUNK}"
@@ -37,11 +33,12 @@ def _ssd(
     if packed:
         yield "_chunk_table_kernel", configs.CHUNK_TABLE, "cu_seqlens given: where chunks lie is found on the device"
     yield "_chunk_cumsum_kernel", configs.CHUNK_CUMSUM, f"steps and decays, {cut}"
-    yield "_chunk_state_kernel", configs.chunk_state_config(x.dtype, headdim), _by(x, headdim=headdim)
+    yield "_chunk_state_kernel", configs.chunk_state_config(x.dtype, sizes.headdim), _by(x, headdim=sizes.headdim)
     yield "_state_passing_kernel", configs.STATE_PASSING, f"carry {carry!r}"
     yield "_bmm_chunk_kernel", configs.bmm_chunk_config(x.dtype, chunk), _by(x, chunk=chunk)
-    scan = configs.chunk_scan_config(x.dtype, chunk, headdim, d_state, packed)
-    yield "_chunk_scan_kernel", scan, _by(x, chunk=chunk, headdim=headdim, d_state=d_state, packed=packed)
+    shape = {"chunk": chunk, "headdim": sizes.headdim, "d_state": sizes.d_state, "packed": packed}
+    scan = configs.chunk_scan_config(x.dtype, chunk, sizes.headdim, sizes.d_state, packed)
+    yield "_chunk_scan_kernel", scan, _by(x, **shape)
 
 
 def _causal_conv1d(

@@ -11,11 +11,15 @@ from torch import Tensor
 _library = torch.library.Library("ssd_kernels", "FRAGMENT")
 
 
-def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+_INSTEAD = "take the implementation 'torch'"
+
+
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], *, instead: str = _INSTEAD) -> None:
     """Define `ssd_kernels::name`, which torch.compile takes whole; `fake` makes outputs without values.
 
-    A `backward` through it raises NotImplementedError. Of an operator that works in place, whose schema says so by an
-    exclamation mark, torch takes no such formula: call :func:`refuse_gradient` on its result.
+    A `backward` through it raises NotImplementedError, which says what to do `instead`. Of an operator that works in
+    place, whose schema says so by an exclamation mark, torch takes no such formula: call :func:`refuse_gradient` on
+    its result.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
@@ -23,7 +27,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
         _library.impl(name, run, key)
     torch.library.register_fake(f"ssd_kernels::{name}", fake, lib=_library)
     if "!" not in schema:
-        torch.library.register_autograd(f"ssd_kernels::{name}", lambda *_: _refuse(name), lib=_library)
+        torch.library.register_autograd(f"ssd_kernels::{name}", lambda *_: _refuse(name, instead), lib=_library)
 
 
 def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> None:
@@ -61,10 +65,8 @@ class _NoBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
-        _refuse(ctx.name)
+        _refuse(ctx.name, _INSTEAD)
 
 
-def _refuse(name: str) -> None:
-    raise NotImplementedError(
-        f"ssd_kernels::{name} has no backward: run it under torch.no_grad(), or take the implementation 'torch'"
-    )
+def _refuse(name: str, instead: str) -> None:
+    raise NotImplementedError(f"ssd_kernels::{name} has no backward yet: run it under torch.no_grad(), or {instead}")

@@ -2,27 +2,20 @@
 
 import itertools
 import math
-import os
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssd_kernels.interface import Sizes, check_inputs, results, sequence_bounds, state_dtype
+from ssd_kernels.checks import sequence_bounds
+from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
 from ssd_kernels.portable.bmm_chunk import bmm_chunk
 from ssd_kernels.portable.chunk_cumsum import chunk_cumsum
 from ssd_kernels.portable.chunk_scan import chunk_scan
 from ssd_kernels.portable.chunk_state import chunk_state
 from ssd_kernels.portable.chunk_table import chunk_table
+from ssd_kernels.portable.library import define, device_of, expect_runnable
 from ssd_kernels.portable.plan import Plan
 from ssd_kernels.portable.state_passing import state_passing
-
-_library = torch.library.Library("ssd_kernels", "DEF")
-_library.define(
-    "ssd_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
-    "int chunk_size, bool dt_softplus, float dt_low, float dt_high, str carry, Tensor? cu_seqlens=None, "
-    "SymInt nchunk_states=0) -> (Tensor, Tensor, Tensor)"
-)
 
 
 def ssd(
@@ -59,13 +52,7 @@ def ssd(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
-    if x.dtype == torch.float64:
-        raise TypeError("x: dtype must be float32, bfloat16 or float16 for 'triton', got torch.float64")
-    if x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(
-            "x must be on a GPU for 'triton', got device cpu; on a CPU take 'chunked', or set TRITON_INTERPRET=1 "
-            "before Python starts, to run the kernels in Triton's (slow) interpreter"
-        )
+    expect_runnable("x", x, instead="chunked")
     nchunk_states = _count_chunks(x.shape[1], chunk_size, cu_seqlens) if return_chunk_states else 0
     y, final_state, chunk_states = torch.ops.ssd_kernels.ssd_scan(
         x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens, nchunk_states
@@ -85,21 +72,23 @@ def _ssd_scan(
     cu_seqlens: Tensor | None = None, nchunk_states: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`nchunk_states` rows of states after chunks, none if they are not wanted."""
-    sizes = _sizes(x, B, cu_seqlens)
+    sizes = Sizes.of(x, B, cu_seqlens)
     plan = Plan(sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=nchunk_states > 0)
     chunk_states = _empty_chunk_states(x, sizes, nchunk_states)
     if sizes.batch == 0 or sizes.seqlen == 0:
         zero = x.new_zeros(sizes.state_shape, dtype=torch.float32)
         return torch.empty_like(x), zero if initial_state is None else initial_state.clone(), chunk_states
-    table = None if cu_seqlens is None else chunk_table(cu_seqlens, plan)
-    steps = chunk_cumsum(dt, A, dt_bias, dt_softplus, (dt_low, dt_high), plan, table)
-    states = chunk_state(x, B, steps, plan, table)
-    final_state = state_passing(states, steps, initial_state, chunk_states if plan.every_state else None, plan, table)
-    if not plan.independent:
-        entering: Tensor | None = states
-    else:
-        entering = None if initial_state is None else initial_state[:, None]
-    y = chunk_scan(x, C, D, steps, bmm_chunk(B, C, plan, table), entering, plan, table)
+    with device_of(x):
+        table = None if cu_seqlens is None else chunk_table(cu_seqlens, plan)
+        steps = chunk_cumsum(dt, A, dt_bias, dt_softplus, (dt_low, dt_high), plan, table)
+        states = chunk_state(x, B, steps, plan, table)
+        every = chunk_states if plan.every_state else None
+        final_state = state_passing(states, steps, initial_state, every, plan, table)
+        if not plan.independent:
+            entering: Tensor | None = states
+        else:
+            entering = None if initial_state is None else initial_state[:, None]
+        y = chunk_scan(x, C, D, steps, bmm_chunk(B, C, plan, table), entering, plan, table)
     return y, final_state, chunk_states
 
 
@@ -108,7 +97,7 @@ def _fake_ssd_scan(
     initial_state: Tensor | None, chunk_size: int, dt_softplus: bool, dt_low: float, dt_high: float, carry: str,
     cu_seqlens: Tensor | None = None, nchunk_states: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    sizes = _sizes(x, B, cu_seqlens)
+    sizes = Sizes.of(x, B, cu_seqlens)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return y, x.new_empty(sizes.state_shape, dtype=state_dtype(x)), _empty_chunk_states(x, sizes, nchunk_states)
 
@@ -117,22 +106,11 @@ def _empty_chunk_states(x: Tensor, sizes: Sizes, nchunk_states: int) -> Tensor:
     return x.new_empty((sizes.batch, nchunk_states, *sizes.state_shape[1:]), dtype=state_dtype(x))
 
 
-def _no_backward(*_: Any) -> None:
-    raise NotImplementedError(
-        "ssd_kernels::ssd_scan has no backward yet: run it under torch.no_grad(), or take get_ssd('chunked'), "
-        "which is differentiable"
-    )
-
-
-def _sizes(x: Tensor, B: Tensor, cu_seqlens: Tensor | None) -> Sizes:
-    batch, seqlen, nheads, headdim = x.shape
-    return Sizes(
-        batch=batch, seqlen=seqlen, nheads=nheads, headdim=headdim, ngroups=B.shape[2], d_state=B.shape[3],
-        nseqs=None if cu_seqlens is None else cu_seqlens.shape[0] - 1,
-    )  # fmt: skip
-
-
-for _key in ("CUDA", "CPU"):
-    _library.impl("ssd_scan", _ssd_scan, _key)
-torch.library.register_fake("ssd_kernels::ssd_scan", _fake_ssd_scan, lib=_library)
-torch.library.register_autograd("ssd_kernels::ssd_scan", _no_backward, lib=_library)
+define(
+    "ssd_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
+    "int chunk_size, bool dt_softplus, float dt_low, float dt_high, str carry, Tensor? cu_seqlens=None, "
+    "SymInt nchunk_states=0) -> (Tensor, Tensor, Tensor)",
+    _ssd_scan,
+    _fake_ssd_scan,
+    instead="take get_ssd('chunked'), which is differentiable",
+)
