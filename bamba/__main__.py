@@ -1,10 +1,11 @@
-"""`python -m bamba`: what a preset is made of, what a random model of it generates, and how fast it runs."""
+"""`python -m bamba`: what a model is made of, what it generates, and how fast it runs."""
 
 import argparse
 import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,11 +14,13 @@ from rich.table import Table
 import ssd_kernels
 from bamba.bench import bench, now
 from bamba.cache import Cache
+from bamba.checkpoint import read_config
 from bamba.config import PRESETS, BambaConfig
 from bamba.generate import stream, until_stop
 from bamba.model import Bamba
+from bamba.registry import get_model
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PARTS = {  # part of a parameter's name → row of the table
     "embed_tokens": "embedding",
     "lm_head": "logits",
@@ -26,6 +29,7 @@ _PARTS = {  # part of a parameter's name → row of the table
     "feed_forward": "MLPs",
     "layernorm": "block and final norms",
 }
+_MODEL = f"one of {', '.join(PRESETS)}, or a checkpoint folder"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.command(args, Console())
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, NotImplementedError) as error:
         parser.error(str(error))
     return 0
 
 
 def info(args: argparse.Namespace, console: Console) -> None:
-    """Print the parameters of a preset by part, and what a sequence costs in cache; allocates no weights."""
-    config = BambaConfig.preset(args.preset)
+    """Print the parameters of a model by part, and what a sequence costs in cache; allocates no weights."""
     dtype = _DTYPES[args.dtype]
+    config = BambaConfig.preset(args.model) if args.model in PRESETS else read_config(Path(args.model))
     model = Bamba(config, device="meta", dtype=dtype)
     count: Counter[str] = Counter()
     nbytes: Counter[str] = Counter()
@@ -51,7 +55,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
         count[part] += parameter.numel()
         nbytes[part] += parameter.nbytes
     attention = f"attention at {', '.join(map(str, config.attn_layers))}" if config.attn_layers else "no attention"
-    console.print(f"{args.preset}: {config.num_layers} layers, {attention}; {args.dtype}")
+    console.print(f"{args.model}: {config.num_layers} layers, {attention}; {args.dtype}")
     table = Table()
     for heading in ("part", "parameters", "MiB"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
@@ -65,7 +69,7 @@ def info(args: argparse.Namespace, console: Console) -> None:
 
 
 def generate(args: argparse.Namespace, console: Console) -> None:
-    """Print what a random model of a preset makes of prompts, and how fast."""
+    """Print what a model makes of prompts, and how fast."""
     model = _build_model(args)
     if args.prompt_ids is None:
         drawn = torch.Generator().manual_seed(args.seed)
@@ -127,19 +131,19 @@ def _make_parser() -> argparse.ArgumentParser:
 
     parse_info = commands.add_parser("info", help=info.__doc__)
     parse_info.set_defaults(command=info)
-    parse_info.add_argument("--preset", choices=PRESETS, default="bamba-9b")
+    parse_info.add_argument("--model", type=_model, default="bamba-9b", help=_MODEL)
     parse_info.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
     parse_info.add_argument("--length", type=int, default=4096, help="tokens of the sequence whose cache is counted")
 
     running = argparse.ArgumentParser(add_help=False)
-    running.add_argument("--preset", choices=PRESETS, default="tiny")
+    running.add_argument("--model", type=_model, default="tiny", help=f"{_MODEL}; a preset's weights are random")
     running.add_argument(
         "--ssm", default="auto", help=f"auto, one of {', '.join(ssd_kernels.names())}, or package.module:function"
     )
     running.add_argument("--carry", default="all", help="all: exact; none: independent chunks")
     running.add_argument("--device", default="auto", help="auto takes a GPU where there is one")
-    running.add_argument("--dtype", choices=_DTYPES, default="float32")
-    running.add_argument("--seed", type=int, default=0, help="of the weights, the prompt and the sampling")
+    running.add_argument("--dtype", choices=_DTYPES, help="by default that of a checkpoint, and float32 for a preset")
+    running.add_argument("--seed", type=int, default=0, help="of random weights, a random prompt and the sampling")
     running.add_argument("--prompt-length", type=int, default=16)
     running.add_argument("--new-tokens", type=int, default=16)
 
@@ -163,22 +167,31 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _model(name: str) -> str:
+    """A value of --model."""
+    if name not in PRESETS and not Path(name).is_dir():
+        raise argparse.ArgumentTypeError(f"must be {_MODEL}, got {name!r}")
+    return name
+
+
 def _build_model(args: argparse.Namespace) -> Bamba:
     device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Bamba(
-        BambaConfig.preset(args.preset), ssm=args.ssm, carry=args.carry, device=device, dtype=_DTYPES[args.dtype]
-    )
-    model.init_weights(args.seed)
-    return model.eval()
+    dtype = None if args.dtype is None else _DTYPES[args.dtype]
+    model = get_model(args.model, ssm=args.ssm, carry=args.carry, device=device, dtype=dtype)
+    if args.model in PRESETS:
+        model.init_weights(args.seed)
+    return model
 
 
 def _print_run(args: argparse.Namespace, model: Bamba, console: Console) -> None:
     name = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
-    console.print(f"{args.preset} with random weights (seed {args.seed}): its output means nothing")
+    dtype = str(model.dtype).removeprefix("torch.")
+    random = f" with random weights (seed {args.seed}): its output means nothing" if args.model in PRESETS else ""
+    console.print(f"{args.model}{random}")
     console.print(f"ssm: asked for {args.ssm}, ran {model.ssm_in_use}; carry {model.carry}")
-    console.print(f"device: asked for {args.device}, ran on {model.device} ({name}); {args.dtype}")
+    console.print(f"device: asked for {args.device}, ran on {model.device} ({name}); {dtype}")
 
 
 def _mebibytes(nbytes: int) -> str:

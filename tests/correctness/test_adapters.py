@@ -30,7 +30,8 @@ REFUSED = {
     "fla": [
         ({"carry": "none"}, "carry must be 'all' for flash-linear-attention, got 'none'"),
         ({"return_chunk_states": True}, "return_chunk_states: flash-linear-attention does not"),
-        ({"chunk_size": 12}, "chunk_size must be a power of 2 for flash-linear-attention, got 12"),
+        ({"chunk_size": 24}, "chunk_size must be a power of 2 and at least 16 for flash-linear-attention, got 24"),
+        ({"chunk_size": 8}, "chunk_size must be a power of 2 and at least 16 for flash-linear-attention, got 8"),
     ],
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bamba import Bamba, BambaConfig, generate
+from bamba import Bamba, BambaConfig, generate, save_checkpoint
 from bamba.__main__ import main
 from bamba.bench import bench
 
@@ -28,13 +28,13 @@ def run(capsys, *arguments):
 
 def test_the_module_runs_as_a_command():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    command = [sys.executable, "-m", "bamba", "info", "--preset", "tiny"]
+    command = [sys.executable, "-m", "bamba", "info", "--model", "tiny"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "tiny: 4 layers, attention at 2" in done.stdout
 
 
 def test_info_counts_the_9b_model_without_building_it(capsys):
-    out = run(capsys, "info", "--preset", "bamba-9b", "--length", "1024")
+    out = run(capsys, "info", "--model", "bamba-9b", "--length", "1024")
     assert "attention at 9, 18, 27; bfloat16" in out
     parts = {name: int(count.replace(",", "")) for name, count in re.findall(r"│ (.+?) +│ +([\d,]+) │", out)}
     assert parts.pop("total") == sum(parts.values()) == 9_780_235_392
@@ -53,6 +53,20 @@ def test_generate_prints_what_the_library_generates_and_that_it_is_random(capsys
     assert "ssm: asked for chunked, ran chunked; carry all" in out
     assert re.search(r"time to first token: \d+\.\d\d ms", out)
     assert re.search(r"then \d+\.\d tokens/s", out)
+
+
+def test_a_checkpoint_folder_is_a_model_of_its_own_dtype_and_weights(capsys, tmp_path):
+    model = Bamba(BambaConfig.preset("tiny"), ssm="chunked", dtype=torch.bfloat16)
+    model.init_weights(seed=3)
+    save_checkpoint(model, tmp_path)
+    where = ("--model", str(tmp_path), "--ssm", "chunked", "--device", "cpu")
+    out = run(capsys, "generate", "--prompt-ids", "3", "1", "4", "--new-tokens", "5", *where)
+    expected = generate(model, torch.tensor([[3, 1, 4]]), max_new_tokens=5)[0, 3:].tolist()
+    assert f"generated: {' '.join(map(str, expected))}" in out
+    assert "; bfloat16" in out
+    assert "random weights" not in out
+    assert "4 layers, attention at 2" in run(capsys, "info", "--model", str(tmp_path))
+    assert "; float32" in run(capsys, "bench", "--new-tokens", "2", "--repeats", "1", "--dtype", "float32", *where)
 
 
 def test_prompts_of_a_batch_are_printed_each_with_its_own_tokens(capsys):
@@ -114,7 +128,10 @@ def test_bench_rates_follow_from_its_times():
         (["generate", "--top-p", "2"], "top_p must be above 0 and at most 1, got 2.0"),
         (["generate", "--stop-ids", "3", "-1"], "stop_ids must be in [0, 256), got -1"),
         (["generate", "--pad-id", "256"], "pad_id must be in [0, 256), got 256"),
-        (["info", "--preset", "bamba"], "invalid choice: 'bamba'"),
+        (["info", "--model", "mamba"], "argument --model: must be one of tiny, "),
+        (["generate", "--model", "mamba"], "or a checkpoint folder, got 'mamba'"),
+        (["info", "--model", str(ROOT)], f"{ROOT} holds no config.json"),
+        (["generate", "--model", str(ROOT)], f"{ROOT} holds no config.json"),
         (["info", "--length", "0"], "max_len must be at least 1, got 0"),
         ([], "required"),
     ],

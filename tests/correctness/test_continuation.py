@@ -105,3 +105,15 @@ def test_a_replayed_step_counts_on_the_device_and_the_host_is_told():
     assert (cache.host_lengths, cache.lengths.tolist()) == ([7], [7])
     last, whole = model(token_ids[:, 7:], cache), model(token_ids)[:, 7:]
     assert (last - whole).abs().max() <= 1000 * torch.finfo(torch.float64).eps * whole.abs().max()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("portions", [[CHUNK + 1], [1] * 3])
+def test_a_cache_that_was_reset_gives_what_a_new_one_gives(portions):
+    model = Bamba(TINY, ssm="chunked")
+    token_ids = torch.arange(2 * sum(portions)).reshape(2, -1) % TINY.vocab_size
+    new, used = (model.new_cache(batch=2, max_len=CHUNK + 1) for _ in range(2))
+    model(token_ids.flip(1), used)
+    used.reset()
+    for part in token_ids.split(portions, dim=1):
+        assert torch.equal(model(part, used), model(part, new))

@@ -42,7 +42,8 @@ def ssd(
     """The scan by flash-linear-attention; see :class:`ssd_kernels.interface.SSD`.
 
     Raises:
-        NotImplementedError: fp64, a carry other than `"all"`, states at chunk ends, a chunk size that is no power of 2.
+        NotImplementedError: fp64, a carry other than `"all"`, states at chunk ends, a chunk size that is no power of
+            2 or that is below 16, which its products in Triton do not take.
     """
     check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
@@ -54,8 +55,10 @@ def ssd(
         raise NotImplementedError(f"carry must be 'all' for flash-linear-attention, got {carry!r}")
     if return_chunk_states:
         raise NotImplementedError("return_chunk_states: flash-linear-attention does not return states at chunk ends")
-    if chunk_size & (chunk_size - 1):
-        raise NotImplementedError(f"chunk_size must be a power of 2 for flash-linear-attention, got {chunk_size}")
+    if chunk_size < 16 or chunk_size & (chunk_size - 1):
+        raise NotImplementedError(
+            f"chunk_size must be a power of 2 and at least 16 for flash-linear-attention, got {chunk_size}"
+        )
     step = discretise(dt, dt_bias, dt_softplus, dt_limit, torch.float32)
     heads_per_group = x.shape[2] // B.shape[2]
     y, final_state = _chunk.chunk_simple_gla(
