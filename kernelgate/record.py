@@ -1,25 +1,41 @@
 """Making a baseline file out of the benchmarks of a run."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kernelgate import baseline
+from kernelgate.baseline import Baseline, BaselineError
 from kernelgate.machine import Machine, toolchain
+from kernelgate.metrics import Metric
+from kernelgate.verdict import compare_ceilings
 
 LOCK_FOLDER = ".kernelgate"
 
 
 def stamp(document: dict[str, Any], machine: Machine, **facts: Any) -> None:
-    """Mark a document in pytest-benchmark's format as one that can be compared with."""
+    """Mark a document in pytest-benchmark's format as one that can be compared with, and seal it."""
     document["kernelgate"] = {
         "schema": baseline.SCHEMA,
         "machine_class": machine.name,
         "toolchain": toolchain(),
         **facts,
     }
+    document["kernelgate"] = baseline.seal(document)["kernelgate"]
+
+
+def lock_file(root: Path) -> Path:
+    """The file that serialises whoever changes baselines of a project, in a folder that git ignores."""
+    folder = root / LOCK_FOLDER
+    folder.mkdir(exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.is_file() or not ignore.read_text():
+        ignore.write_text("*\n")
+    return folder / "baselines.lock"
 
 
 def record(
@@ -32,7 +48,7 @@ def record(
     measured: Collection[str],
     carried: Sequence[Mapping[str, Any]],
 ) -> Path:
-    """Write the next baseline of a folder.
+    """Write the next baseline of a folder, or leave the folder as it is.
 
     Args:
         config: The run's.
@@ -42,6 +58,9 @@ def record(
         commit: What was measured.
         measured: Node ids of the run's benchmarks that go into it.
         carried: Entries of the previous baseline that go into it as they are.
+
+    Raises:
+        pytest.UsageError: It cannot be written, or it would be one that cannot be read.
     """
     session = config._benchmarksession  # type: ignore[attr-defined]
     commit_info = config.hook.pytest_benchmark_generate_commit_info(config=config)
@@ -54,7 +73,26 @@ def record(
     )
     document["benchmarks"] += carried
     stamp(document, machine, reason=reason)
-    lock = config.rootpath / LOCK_FOLDER
-    lock.mkdir(exist_ok=True)
-    (lock / ".gitignore").write_text("*\n")
-    return baseline.write(folder, document, commit[:10], lock=lock / "baselines.lock")
+    try:
+        return baseline.write(folder, document, commit[:10], lock=lock_file(config.rootpath))
+    except (OSError, BaselineError) as error:
+        raise pytest.UsageError(f"no baseline was recorded: {error}") from error
+
+
+def moved_ceilings(previous: Baseline, metrics: Mapping[str, Metric], device: str, tolerance: float) -> list[str]:
+    """How the machine's state differs from the one that its newest baseline was recorded in; empty if it does not.
+
+    Args:
+        previous: The newest baseline of the machine class.
+        metrics: What a benchmark shows now.
+        device: Where it ran. GPUs of a machine class are interchangeable, a GPU and its host are not.
+        tolerance: Ceilings further apart than this fraction belong to machines in different states.
+    """
+    pooled: dict[str, list[float]] = defaultdict(list)
+    for entry in previous.entries.values():
+        if str(entry.details.get("device")).partition(":")[0] == device.partition(":")[0]:
+            for name, metric in entry.metrics.items():
+                if metric.kind == "ceiling" and name in metrics:
+                    pooled[name] += metric.values
+    before = {name: replace(metrics[name], values=tuple(values)) for name, values in pooled.items()}
+    return compare_ceilings(before, metrics, tolerance)

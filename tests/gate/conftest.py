@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kernelgate.baseline import seal
+
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = "test-box"
 
@@ -124,7 +126,7 @@ class Project:
         path = self.baselines()[-1]
         document = json.loads(path.read_text())
         change(document)
-        path.write_text(json.dumps(document))
+        path.write_text(json.dumps(seal(document)))
         return path
 
 
