@@ -1,4 +1,4 @@
-"""Which commit was measured, and that it was measured as it is."""
+"""Which commit was measured, that it was measured as it is, and what git has of a file."""
 
 import os
 import subprocess
@@ -27,6 +27,12 @@ def clean_commit(root: Path) -> str:
     if changes:
         raise ProvenanceError(f"{root} has uncommitted changes:\n{changes}")
     return head
+
+
+def is_committed(path: Path) -> bool:
+    """Whether git can bring a file back: what it has now is what the commit checked out has."""
+    stored = _git(path.parent, "rev-parse", "--verify", "--quiet", f"HEAD:./{path.name}")
+    return stored is not None and stored == _git(path.parent, "hash-object", "--", path.name)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
