@@ -2,6 +2,11 @@ import json
 
 import pytest
 
+from kernelgate.baseline import Baseline
+from kernelgate.metrics import metric
+from kernelgate.record import lock_file, moved_ceilings
+from tests.gate.documents import document, entry, metric as stored_metric
+
 pytestmark = pytest.mark.correctness
 
 TWO = """
@@ -94,6 +99,97 @@ class TestRecording:
         project.record("--gate-processes=1")
         project.pytester.makepyfile(test_it=TWO.replace('["small", "large"]', '["small"]'))
         assert names(project.record("--gate-processes=1")) == ["test_work[small]"]
+
+
+class TestStateOfTheMachine:
+    """A baseline is not recorded while the machine's ceilings are not those of the baseline before."""
+
+    CEILINGS = """
+import os
+from kernelgate import measure
+from kernelgate.metrics import metric
+
+measure.ceilings = lambda device: {
+    "ceiling_copy": metric(float(os.environ.get("COPY", "1e12")), "B/s", "ceiling", better="higher"),
+    "ceiling_matmul": metric(1e12, "FLOP/s", "ceiling", better="higher"),
+}
+"""
+
+    @pytest.fixture
+    def recorded(self, project):
+        conftest = project.path / "conftest.py"
+        conftest.write_text(conftest.read_text() + self.CEILINGS)
+        project.record("--gate-processes=1")
+        project.commit()
+        return project
+
+    def test_another_state_is_refused(self, recorded):
+        recorded.environment(COPY=5e11)
+        result = recorded.run("--gate-record=why", "--gate-processes=2", "-rs")
+        assert result.ret == 12
+        result.stdout.fnmatch_lines("*ENV: ceiling_copy: 500 GB/s, was 1 TB/s: the machine is not in the state*")
+        result.stdout.no_fnmatch_line("recorded *.json")
+        assert len(recorded.baselines()) == 1
+
+    def test_so_it_is_for_a_benchmark_that_the_baseline_does_not_have(self, recorded):
+        recorded.pytester.makepyfile(test_it=TWO)
+        recorded.commit()
+        recorded.environment(COPY=5e11)
+        assert recorded.run("--gate-record=why", "--gate-processes=1").ret == 12
+        assert len(recorded.baselines()) == 1
+
+    @pytest.mark.parametrize(("copy", "arguments"), [(8e11, ()), (5e11, ("-o", "gate_env_tolerance=1.5"))])
+    def test_a_state_within_the_tolerance_is_the_same(self, recorded, copy, arguments):
+        recorded.environment(COPY=copy)
+        assert recorded.run("--gate-record=why", "--gate-processes=1", *arguments).ret == 0
+        assert len(recorded.baselines()) == 2
+
+    @pytest.mark.parametrize(("device", "moved"), [("cuda:0", False), ("cpu:0", True)])
+    def test_devices_of_another_kind_have_other_ceilings(self, tmp_path, device, moved):
+        previous = Baseline(tmp_path, document())
+        now = {"ceiling_copy": metric(1e11, "B/s", "ceiling", better="higher")}
+        assert bool(moved_ceilings(previous, now, device, 0.3)) == moved
+
+    def test_it_is_the_median_of_all_benchmarks_before(self, tmp_path):
+        rates = [1e12, 1e12, 5e11]  # the last one carried over from an older recording
+        entries = [
+            entry(f"test_{number}", ceiling_copy=stored_metric(rate, unit="B/s", kind="ceiling", better="higher"))
+            for number, rate in enumerate(rates)
+        ]
+        now = {"ceiling_copy": metric(1e12, "B/s", "ceiling", better="higher")}
+        assert moved_ceilings(Baseline(tmp_path, document(*entries)), now, "cpu", 0.05) == []
+
+
+class TestFailingToWrite:
+    def test_a_full_disk_costs_the_recording_and_nothing_else(self, project):
+        first = project.record("--gate-processes=1")
+        content = first.read_bytes()
+        with (project.path / "conftest.py").open("a") as conftest:
+            conftest.write(
+                "\nimport errno, os\ndef full(_): raise OSError(errno.ENOSPC, 'No space left')\nos.fsync = full\n"
+            )
+        project.commit()
+        result = project.run("--gate-record=why", "--gate-processes=1")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines("ERROR: no baseline was recorded: *No space left*")
+        result.stdout.fnmatch_lines("*test_work*1.000 ms*")
+        assert list(first.parent.iterdir()) == [first]
+        assert first.read_bytes() == content
+
+    def test_a_benchmark_that_could_not_be_judged_is_not_recorded(self, project):
+        project.pytester.makepyfile(test_it="def test_work(benchmark): benchmark.pedantic(lambda: None)")
+        project.pytester.makepyfile(clock="def now(): return 0.0")
+        project.commit()
+        result = project.run("--gate-record=why", "--gate-processes=1")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines("ERROR: *latency_s.values: expected positive numbers, found 0.0")
+        assert project.baselines() == []
+
+    def test_the_folder_of_the_lock_stays_outside_version_control(self, tmp_path):
+        folder = lock_file(tmp_path).parent
+        (folder / ".gitignore").write_text("")  # as a full disk leaves it
+        lock_file(tmp_path)
+        assert (folder / ".gitignore").read_text() == "*\n"
 
 
 class TestLocalBaseline:
