@@ -122,13 +122,13 @@ def _value(data: Mapping[str, Any], where: str, name: str, kind: Any, default: A
 
 
 def _numbers(values: Sequence[Any], where: str, *, positive: bool) -> None:
-    kind = "positive numbers" if positive else "numbers"
+    kind = "positive finite numbers" if positive else "finite numbers"
     if not values:
         raise ContentError(f"{where}: expected a list of {kind}, found none")
     for value in values:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
         try:
-            good = not isinstance(value, bool) and isinstance(value, int | float) and not math.isnan(value)
-            good = good and (not positive or 0 < float(value) < math.inf)
+            good = good and math.isfinite(value) and (value > 0 or not positive)
         except OverflowError:  # an integer that no float holds
             good = False
         if not good:

@@ -82,6 +82,20 @@ class TestCorruption:
             if loaded is not None:
                 use(loaded)
 
+    @pytest.mark.parametrize("content", [SEALED, UNSEALED], ids=["sealed", "not sealed"])
+    @pytest.mark.parametrize(
+        "replacement",
+        [None, *((value,) for value in (None, True, "", [], {}, -1, 10**400, math.nan, math.inf))],
+        ids=["dropped", "null", "true", "text", "list", "object", "negative", "huge", "nan", "infinity"],
+    )
+    def test_so_is_any_file_at_any_place(self, tmp_path, content, replacement):
+        for place in places(content):
+            loaded = loaded_or_refused(stored(tmp_path, corrupt(content, place, replacement)))
+            if loaded is not None and content is SEALED:
+                assert same(loaded.document, SEALED), place
+            elif loaded is not None:
+                use(loaded)
+
     @given(cut=st.integers(min_value=0, max_value=len(json.dumps(SEALED)) - 1))
     def test_a_truncated_file_is_refused(self, cut):
         with TemporaryDirectory() as folder:
@@ -153,7 +167,11 @@ class TestFields:
             (("benchmarks", 1, "stats", "median"), None, "benchmarks[1].stats.median: missing"),
             (("benchmarks", 1, "stats", "median"), ("1",), "benchmarks[1].stats.median: expected a number, found '1'"),
             (("benchmarks", 1, "stats", "data"), None, "benchmarks[1].stats.data: missing"),
-            (("benchmarks", 1, "stats", "data", 2), (True,), "benchmarks[1].stats.data: expected numbers, found True"),
+            (
+                ("benchmarks", 1, "stats", "data", 2),
+                (True,),
+                "benchmarks[1].stats.data: expected finite numbers, found True",
+            ),
             (
                 ("benchmarks", 1, "stats", "data"),
                 ([1e-3],),
@@ -189,17 +207,17 @@ class TestFields:
             (
                 (*METRICS, "latency_s", "values", 0),
                 (0,),
-                "benchmarks[1].extra_info.metrics.latency_s.values: expected positive numbers, found 0",
+                "benchmarks[1].extra_info.metrics.latency_s.values: expected positive finite numbers, found 0",
             ),
             (
                 (*METRICS, "peak_bytes", "values"),
                 ([],),
-                "benchmarks[1].extra_info.metrics.peak_bytes.values: expected a list of numbers, found none",
+                "benchmarks[1].extra_info.metrics.peak_bytes.values: expected a list of finite numbers, found none",
             ),
             (
                 (*METRICS, "peak_bytes", "values", 0),
                 (float("nan"),),
-                "benchmarks[1].extra_info.metrics.peak_bytes.values: expected numbers, found nan",
+                "benchmarks[1].extra_info.metrics.peak_bytes.values: expected finite numbers, found nan",
             ),
             (
                 (*METRICS, "peak_bytes", "kind"),

@@ -182,7 +182,7 @@ class TestFailingToWrite:
         project.commit()
         result = project.run("--gate-record=why", "--gate-processes=1")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
-        result.stderr.fnmatch_lines("ERROR: *latency_s.values: expected positive numbers, found 0.0")
+        result.stderr.fnmatch_lines("ERROR: *latency_s.values: expected positive finite numbers, found 0.0")
         assert project.baselines() == []
 
     def test_the_folder_of_the_lock_stays_outside_version_control(self, tmp_path):
