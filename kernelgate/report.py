@@ -1,31 +1,25 @@
-"""What the user sees: failures and skips of tests, missing benchmarks, the table and its summary."""
+"""What the user sees: failures and skips of tests, missing benchmarks, the table and its summary, the files."""
 
-from collections import Counter
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kernelgate import metrics, units
-from kernelgate.ceilings import COPY, MATMUL
+from kernelgate import json_report, junit, markdown, results, table
+from kernelgate.columns import detectable
+from kernelgate.difference import difference
 from kernelgate.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:
     from kernelgate.session import Gate, Row
 
-_COLORS = {
-    Outcome.REGRESSED: "red",
-    Outcome.NEW: "red",
-    Outcome.MISSING: "red",
-    Outcome.ENV: "yellow",
-    Outcome.INSUFFICIENT: "yellow",
-    Outcome.AMBIGUOUS: "yellow",
-    Outcome.IMPROVED: "green",
-    Outcome.SAME: "green",
-}
+_UNWRITTEN = pytest.StashKey[list[str]]()
 
 
 def assert_verdict(row: "Row", gate: "Gate") -> None:
     """End the test as its verdict says: fail on a regression, skip where nothing could be decided."""
+    junit.add_properties(gate.benchmarks[row.nodeid], row)
     if row.failed_checks:
         pytest.fail("--benchmark-compare-fail: " + "; ".join(row.failed_checks), pytrace=False)
     verdict = row.verdict
@@ -34,7 +28,8 @@ def assert_verdict(row: "Row", gate: "Gate") -> None:
     reason, *more = (*verdict.reasons, *verdict.notes)
     message = "\n  ".join((f"{verdict.outcome}: {reason}", *more))
     if verdict.outcome == Outcome.REGRESSED:
-        pytest.fail(f"{message}\n  {_diagnosis(row)}", pytrace=False)
+        found = difference(row)
+        pytest.fail("\n  ".join((message, *(found.lines if found is not None else ()))), pytrace=False)
     if verdict.outcome == Outcome.NEW:
         if not gate.local:
             pytest.fail(f"{message}; add it with --gate-record", pytrace=False)
@@ -55,177 +50,117 @@ def log_missing(config: pytest.Config, nodeid: str) -> None:
                 outcome="failed" if when == "call" else "passed",
                 longrepr="MISSING: the baseline has this benchmark and it did not run" if when == "call" else None,
                 when=when,
+                user_properties=junit.missing_properties(),
             )
         )
     config.hook.pytest_runtest_logfinish(nodeid=nodeid, location=location)
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """A verdict for the JSON report."""
+    """A verdict for pytest-benchmark's JSON report."""
     interval = verdict.interval
     return {
         "outcome": verdict.outcome,
         "reasons": list(verdict.reasons),
         "notes": list(verdict.notes),
         "slowdown": [interval.estimate, interval.lower, interval.upper] if interval else None,
+        "margin": getattr(verdict, "margin", None),
+        "detectable": getattr(verdict, "detectable", None),
     }
 
 
-def write_report(terminal: pytest.TerminalReporter, gate: "Gate") -> None:
-    """Write the table, one block for each benchmark, and the summary."""
-    if not (gate.rows or gate.missing or gate.comparing or gate.recording):
+def write_files(gate: "Gate", session: pytest.Session) -> None:
+    """Write the reports that --gate-markdown and --gate-json ask for.
+
+    One that cannot be written is named in the summary, and turns a green run red: nobody would miss it otherwise.
+
+    Args:
+        gate: The run.
+        session: At its end, when its exit status is that of the run.
+    """
+    config = gate.config
+    if gate.is_child or config.option.collectonly or hasattr(config, "workerinput"):
         return
+    unwritten = config.stash[_UNWRITTEN] = []
+    for option, render in (("gate_markdown", markdown.markdown_report), ("gate_json", _json_text)):
+        name = getattr(config.option, option, None)
+        if name is None:
+            continue
+        path = Path(config.invocation_params.dir, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(render(gate, int(session.exitstatus)), encoding="utf-8")
+        except OSError as error:
+            unwritten.append(f"--{option.replace('_', '-')}: not written: {error}")
+    if unwritten and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def write_report(terminal: pytest.TerminalReporter, gate: "Gate") -> None:
+    """Write the table of the benchmarks and the summary."""
+    unwritten = gate.config.stash.get(_UNWRITTEN, [])
+    if not (gate.rows or gate.missing or gate.comparing or gate.recording or unwritten):
+        return
+    terminal.ensure_newline()
     terminal.section("kernelgate", "-")
+    found = results.results(gate)
     if gate.rows or gate.missing:
-        _write_table(terminal, gate)
-        terminal.write_line("")
-    _write_summary(terminal, gate)
+        for line in table.lay_out(found, _width(terminal)):
+            for text, markup in line:
+                terminal.write(text, **markup)
+            terminal.line("")
+        terminal.line("")
+    _write_summary(terminal, gate, found)
+    for message in unwritten:
+        terminal.line(message, red=True, bold=True)
 
 
-def _write_table(terminal: pytest.TerminalReporter, gate: "Gate") -> None:
-    rows = list(gate.rows.values())
-    names = {row.nodeid: _short(row.nodeid) for row in rows}
-    room = terminal._tw.fullwidth - 56  # what the other columns leave
-    width = min(max((len(name) for name in names.values()), default=0), max(room, 16))
-    heading = f"{'benchmark':{width}}  {'latency':>19}"
-    if gate.comparing and gate.baseline is not None:
-        heading += f"  {'slowdown':>20}  verdict"
-    terminal.write_line(heading.rstrip(), bold=True)
-    shown: set[str] = set()
-    for row in rows:
-        name = names[row.nodeid]
-        if len(name) > width:
-            terminal.write_line(name)
-            name = ""
-        terminal.write(f"{name:{width}}  {_latency(row):>19}")
-        if row.verdict is not None and gate.baseline is not None:
-            terminal.write(f"  {row.verdict.interval or ''!s:>20}  ")
-            terminal.write(row.verdict.outcome, bold=True, **{_COLORS[row.verdict.outcome]: True})
-        terminal.write_line("")
-        _write_wrapped(terminal, _facts(row))
-        for remark in _remarks(row):
-            if remark not in shown:
-                terminal.write_line(f"    {remark}")
-        if row.verdict is not None and row.verdict.outcome == Outcome.ENV:
-            shown.update(_remarks(row))  # the state of the machine is said once
-    for nodeid in gate.missing:
-        terminal.write(f"{_short(nodeid)}  ")
-        terminal.write_line(Outcome.MISSING, red=True, bold=True)
-
-
-def _write_summary(terminal: pytest.TerminalReporter, gate: "Gate") -> None:
-    counts = Counter(row.verdict.outcome for row in gate.rows.values() if row.verdict is not None)
-    counts[Outcome.MISSING] += len(gate.missing)
-    verdicts = ", ".join(f"{counts[outcome]} {outcome}" for outcome in Outcome if counts[outcome])
-    facts = [verdicts or (f"{len(gate.rows)} measured" if gate.rows else "no benchmark was measured")]
+def _write_summary(terminal: pytest.TerminalReporter, gate: "Gate", found: list[results.Result]) -> None:
+    counted = {status: count for status, count in results.counts(found).items() if status != results.Status.MEASURED}
+    facts = [f"{count} {status}" for status, count in counted.items()] if gate.rows or gate.missing else []
+    facts = (
+        [", ".join(facts)] if facts else [f"{len(gate.rows)} measured" if gate.rows else "no benchmark was measured"]
+    )
     if gate.comparing or gate.recording:
         facts.append(f"machine class {gate.machine.name}")
-    if gate.comparing and gate.baseline is not None:
-        kind = "local baseline" if gate.local else "baseline"
-        facts.append(f"{kind} {gate.baseline.path.name}")
-    count = gate.options.processes
-    facts.append(
-        f"{count} process{'es' if count > 1 else ''}; ± is the spread {'between them' if count > 1 else 'of rounds'}"
-    )
-    _write_wrapped(terminal, facts, indent="")
-    _write_wrapped(terminal, _ceilings(gate), indent="")
-    _write_wrapped(terminal, _toolchain_changes(gate), indent="")
+    if reference := results.reference(gate):
+        facts.append(reference)
+    facts.append(results.processes(gate))
+    if any(map(detectable, gate.rows.values())):
+        facts.append("finds: the smallest slowdown that they would find")
+    _write_facts(terminal, facts)
+    _write_facts(terminal, [f"ceilings of {device}: {text}" for device, text in results.ceilings(gate).items()])
+    if changes := results.toolchain_changes(gate):
+        text = ", ".join(f"{name} {then} → {now}" for name, then, now in changes)
+        _write_facts(terminal, [f"toolchain changed: {text}"])
+    _write_recorded(terminal, gate)
+
+
+def _write_recorded(terminal: pytest.TerminalReporter, gate: "Gate") -> None:
     if gate.recorded is not None and gate.recording:
-        terminal.write_line(f"recorded {gate.recorded}", bold=True)
+        terminal.line(f"recorded {gate.recorded}", bold=True)
         if skipped := sorted(gate.benchmarks.keys() - gate.rows.keys()):
-            terminal.write_line(f"not in it, because they were skipped: {', '.join(skipped)}", yellow=True)
+            terminal.line(f"not in it, because they were skipped: {', '.join(skipped)}", yellow=True)
     elif gate.recorded is not None:
-        terminal.write_line(
+        terminal.line(
             f"NO BASELINE for machine class {gate.machine.name}: {len(gate.rows)} benchmarks passed uncompared. "
             f"Later runs compare with {gate.recorded}, which is outside version control.",
             yellow=True,
             bold=True,
         )
     elif gate.recording:
-        terminal.write_line("NOT RECORDED: a test failed or no benchmark ran", red=True, bold=True)
+        terminal.line("NOT RECORDED: a test failed or no benchmark ran", red=True, bold=True)
 
 
-def _short(nodeid: str) -> str:
-    """A test's name without its file; the parameters tell problems apart, so they stay."""
-    return nodeid.partition("::")[2]
-
-
-def _remarks(row: "Row") -> tuple[str, ...]:
-    return (*row.verdict.reasons, *row.verdict.notes) if row.verdict is not None else ()
-
-
-def _latency(row: "Row") -> str:
-    latency = row.metrics[metrics.LATENCY]
-    values = latency.values if len(latency.values) > 1 else row.samples
-    return f"{units.seconds(latency.typical)} ± {units.percent(metrics.relative_spread(values))}"
-
-
-def _facts(row: "Row") -> list[str]:
-    """The other metrics worth a glance."""
-    found = row.metrics
-    facts = []
-    if "throughput" in found:
-        facts.append(units.rate(found["throughput"].typical, "tokens/s"))
-    for name, unit, fraction, ceiling in (
-        ("bandwidth", "B/s", "fraction_of_copy", "a copy"),
-        ("arithmetic", "FLOP/s", "fraction_of_matmul", "a matmul"),
-    ):
-        if name in found:
-            share = f" ({units.percent(found[fraction].typical)} of {ceiling})" if fraction in found else ""
-            facts.append(units.rate(found[name].typical, unit) + share)
-    if "peak_bytes" in found:
-        facts.append(f"peak {units.size(found['peak_bytes'].worst)}")
-    if metrics.ERROR in found:
-        facts.append(f"error {found[metrics.ERROR].worst:.2g}")
-    if metrics.EAGER in found:
-        facts.append(f"eager {units.seconds(found[metrics.EAGER].typical)}")
-    return facts
-
-
-def _ceilings(gate: "Gate") -> list[str]:
-    """The machine's ceilings, from the first row of each device."""
-    by_device: dict[str, str] = {}
-    for row in gate.rows.values():
-        if COPY in row.metrics:
-            copy, matmul = row.metrics[COPY], row.metrics[MATMUL]
-            by_device.setdefault(
-                row.details["device"],
-                f"copy {units.rate(copy.typical, 'B/s')}, matmul {units.rate(matmul.typical, 'FLOP/s')}",
-            )
-    return [f"ceilings of {device}: {text}" for device, text in by_device.items()]
-
-
-def _toolchain_changes(gate: "Gate") -> list[str]:
-    changes = {
-        f"{name} {row.entry.toolchain.get(name, 'none')} → {row.details['toolchain'].get(name, 'none')}"
-        for row in gate.rows.values()
-        if row.entry is not None
-        for name in row.entry.toolchain.keys() | row.details["toolchain"].keys()
-        if row.entry.toolchain.get(name) != row.details["toolchain"].get(name)
-    }
-    return ["toolchain changed: " + ", ".join(sorted(changes))] if changes else []
-
-
-def _diagnosis(row: "Row") -> str:
-    """Where to look first. The binaries never decide anything: a cuBLAS change leaves all of Triton's alone."""
-    before = {kernel["binary"] for kernel in row.entry.details.get("kernels", ())} if row.entry is not None else set()
-    now = {kernel["binary"] for kernel in row.details.get("kernels", ())}
-    if not before and not now:
-        return "no Triton kernel involved"
-    if before == now:
-        return "same Triton binaries: look at the host, a library or the machine"
-    changed = sorted({kernel["name"] for kernel in row.details.get("kernels", ()) if kernel["binary"] not in before})
-    return f"Triton binaries changed: {', '.join(changed) or 'some are gone'}"
-
-
-def _write_wrapped(terminal: pytest.TerminalReporter, facts: list[str], indent: str = "    ") -> None:
+def _write_facts(terminal: pytest.TerminalReporter, facts: list[str]) -> None:
     """Write facts separated by dots, breaking lines between them."""
-    line = ""
-    for fact in facts:
-        longer = f"{line} · {fact}" if line else indent + fact
-        if line and len(longer) > terminal._tw.fullwidth:
-            terminal.write_line(line)
-            longer = indent + fact
-        line = longer
-    if line:
-        terminal.write_line(line)
+    for line in table.wrap(" · ".join(facts), _width(terminal), separator=" · "):
+        terminal.line(line)
+
+
+def _width(terminal: pytest.TerminalReporter) -> int:
+    return terminal._tw.fullwidth
+
+
+def _json_text(gate: "Gate", exit_code: int) -> str:
+    return json.dumps(json_report.json_report(gate, exit_code), indent=1, allow_nan=False) + "\n"

@@ -22,6 +22,15 @@ def size(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def short_size(value: float) -> str:
+    """A number of bytes in two or three digits, for a table."""
+    for scale, unit in _BINARY:
+        if abs(value) >= scale:
+            scaled = value / scale
+            return f"{scaled:.{1 if abs(scaled) < 9.95 else 0}f} {unit}"
+    return f"{value:.0f} B"
+
+
 def rate(value: float, unit: str) -> str:
     """A quantity with an SI prefix, such as ``812 GB/s``."""
     for scale, prefix in _SI:

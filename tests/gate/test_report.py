@@ -40,7 +40,9 @@ class TestExitCodes:
         project.environment(SLOWDOWN=slowdown)
         result = project.compare("-rs")
         assert result.ret == code
-        result.stdout.re_match_lines([rf"test_work .* {outcome}", rf"1 {outcome} · machine class test-box"])
+        result.stdout.re_match_lines(
+            [rf"{outcome}  test_it.py", r"  test_work .* ms ", rf"1 {outcome} · machine class"]
+        )
         if code >= 10:
             result.assert_outcomes(skipped=1)
             result.stdout.fnmatch_lines(f"SKIPPED [[]1[]] test_it.py:*: {outcome}: latency_s: *")
@@ -75,22 +77,58 @@ class TestExitCodes:
 
 
 class TestTable:
-    @pytest.fixture
-    def lines(self, project):
+    def test_it_reads_the_same_with_and_without_color(self, project):
         project.pytester.makepyfile(test_it=SEVERAL)
-        project.environment(JITTER=0.001, COLUMNS=80)
-        project.record("--gate-processes=3")
+        project.environment(JITTER=0.001)
+        project.record()
         project.environment(SLOWDOWN=2)
-        output = project.compare("--color=no").stdout.str()
-        return output.partition(" kernelgate ---")[2].partition("short test summary")[0].splitlines()[1:]
+        for columns in (80, 160):
+            project.environment(COLUMNS=columns)
+            plain, colored = (self._compared(project, color) for color in ("no", "yes"))
+            assert "\x1b" not in plain
+            assert "\x1b[1m\x1b[31mREGRESSED\x1b[0m  test_it.py" in colored
+            lines = plain.splitlines()[1:-1]
+            assert re.sub(r"\x1b\[\d*m", "", colored).splitlines()[1:-1] == lines
+            assert max(map(len, lines)) <= columns
+            table = "\n".join(lines)
+            assert re.search(r"^  test_slow +9\.990 ms .*\+100 % \[\+\S+, \+\S+\]", table, re.MULTILINE)
+            assert "\n  b1-t8192-h128-p64-n128-bfloat16-varlen" in table
+            assert re.search(r"^  tiny +1\.998 ms .* 0\.0001\b", table, re.MULTILINE)
+            assert ("4.1 Mtokens/s" in table) == (columns == 160)
+            assert "\n3 REGRESSED · machine class test-box · baseline 0001_" in table
 
-    def test_it_reads_well_in_eighty_columns(self, lines):
-        table = "\n".join(lines)
-        assert re.search(r"^test_slow +9\.990 ms ± 0\.0 % +\+100 % \[\+\S+, \+\S+\]  REGRESSED$", table, re.MULTILINE)
-        assert "test_selective_state_space_scan[b1-t8192-h128-p64-n128-bfloat16-varlen]\n" in table
-        assert "    4.1 Mtokens/s · 501 MB/s · error 0.0001\n" in table
-        long_lines = [line for line in lines if len(line) > 80 and not line.startswith(("    latency_s", "="))]
-        assert long_lines == []
+    @staticmethod
+    def _compared(project, color):
+        (project.path / "started").unlink()  # the jitter is that of the same process
+        output = project.compare(f"--color={color}").stdout.str()
+        return output.partition(" kernelgate ---")[2].partition("= short test summary")[0]
+
+    def test_no_color_is_honoured(self, project):
+        project.environment(NO_COLOR="1")
+        assert "\x1b" not in project.run().stdout.str()
+
+    def test_a_failed_benchmark_stands_in_it_with_its_reason(self, project):
+        project.pytester.makepyfile(
+            test_it="""
+            import clock
+
+            def test_work(benchmark):
+                benchmark(clock.work)
+
+            def test_wrong(benchmark):
+                raise ValueError("of no worth")
+            """
+        )
+        result = project.run()
+        result.stdout.fnmatch_lines(
+            [
+                "FAILED  test_it.py",
+                "  test_wrong",
+                "      ValueError: of no worth",
+                "MEASURED  test_it.py",
+                "  test_work *",
+            ]
+        )
 
     def test_the_stock_table_gives_way_when_comparing(self, project):
         project.record()
@@ -128,6 +166,10 @@ def test_the_json_report_holds_the_verdict_of_a_regression(project):
         (units.seconds(9.5e-7), "950.0 ns"),
         (units.size(1024), "1.000 KiB"),
         (units.size(512), "512 B"),
+        (units.short_size(512), "512 B"),
+        (units.short_size(1.26 * 2**30), "1.3 GiB"),
+        (units.short_size(9.96 * 2**20), "10 MiB"),
+        (units.short_size(996.4 * 2**20), "996 MiB"),
         (units.rate(812e9, "B/s"), "812 GB/s"),
         (units.rate(999.9e6, "B/s"), "1 GB/s"),
         (units.percent(0.043, signed=True), "+4.3 %"),
