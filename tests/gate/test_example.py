@@ -20,7 +20,11 @@ EXAMPLE = ROOT / "examples" / "softmax"
 CLOCK = """
 import functools
 import sys
+from pathlib import Path
 
+import kernelgate.cpu
+
+kernelgate.cpu.STAT = Path("nowhere")  # what else the machine does is not on this clock
 elapsed = 0.0
 
 
@@ -108,14 +112,14 @@ def compare(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_example_as_it_is_passes(project):
     result = compare(project)
     assert result.returncode == 0, result.stdout
-    assert re.search(r"^1 SAME", result.stdout, re.MULTILINE)
+    assert "1 SAME" in result.stdout
 
 
 def test_a_slower_kernel_is_red(project):
     change(project, "    numerator = tl.exp(", "    for _ in range(20):\n        numerator = tl.exp(")
     result = compare(project)
     assert result.returncode == 1, result.stdout
-    assert re.search(r"^REGRESSED: latency_s", result.stdout, re.MULTILINE)
+    assert "REGRESSED: latency_s: " in result.stdout
 
 
 def test_what_the_readme_plants_is_red(project):
@@ -123,7 +127,7 @@ def test_what_the_readme_plants_is_red(project):
     subprocess.run(["bash", "-c", planted], cwd=project, check=True)
     result = compare(project)
     assert result.returncode == 1, result.stdout
-    assert re.search(r"^REGRESSED: peak_bytes: 3200 B, was 1600 B", result.stdout, re.MULTILINE)
+    assert "REGRESSED: peak_bytes: 3200 B, was 1600 B" in result.stdout
 
 
 def test_a_wrong_kernel_is_red_and_has_no_time(project):
