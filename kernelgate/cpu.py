@@ -1,11 +1,41 @@
-"""Memory of a call on the CPU. Time is pytest-benchmark's own business there."""
+"""What a call on the CPU takes besides time, which is pytest-benchmark's business there: memory, undisturbed cores."""
 
+import os
 import resource
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from kernelgate.metrics import Metric, metric
+from kernelgate.metrics import LOAD, Metric, metric
+
+STAT = Path("/proc/stat")
+_SHORTEST_MEASURABLE = 0.1  # seconds: the kernel counts in hundredths
+
+
+class LoadMeter:
+    """How much of the processors other programs used, from its making on."""
+
+    def __init__(self) -> None:
+        self._wall, self._own, self._busy = time.perf_counter(), time.process_time(), _busy_seconds()
+
+    def read(self) -> dict[str, Metric]:
+        """The fraction of all cores, as a metric; nothing where the system does not say or it was too short."""
+        wall = time.perf_counter() - self._wall
+        busy = _busy_seconds()
+        if busy is None or self._busy is None or wall < _SHORTEST_MEASURABLE:
+            return {}
+        foreign = (busy - self._busy) - (time.process_time() - self._own)
+        return {LOAD: metric(max(foreign, 0.0) / (wall * (os.cpu_count() or 1)), "1", "info")}
+
+
+def _busy_seconds() -> float | None:
+    """Seconds that all cores together were busy or were taken away by a hypervisor."""
+    if not STAT.exists():
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal = STAT.read_text().split(maxsplit=9)[1:9]
+    return sum(map(int, (user, nice, system, irq, softirq, steal))) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(call: Callable[[], object]) -> dict[str, Metric]:

@@ -33,6 +33,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         self._lead: float | None = None
         self._replay: Callable[[], object] | None = None
         self._resident_before = cpu.resident_peak_bytes()
+        self._load: cpu.LoadMeter | None = None
         self.observation: Observation | None = None
 
     def declare(
@@ -97,6 +98,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         self.extra_info["rounds"] = [len(each) for each in samples]
 
     def _raw(self, function_to_benchmark: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._load = cpu.LoadMeter()
         result = super()._raw(function_to_benchmark, *args, **kwargs)
         self._finish(result, partial(function_to_benchmark, *args, **kwargs))
         return result
@@ -112,6 +114,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
     ) -> Any:
         if self.declaration.graph:
             raise ValueError("graph: expected with benchmark(...), whose arguments are static; found with pedantic")
+        self._load = cpu.LoadMeter()
         result = super()._raw_pedantic(target, args=args, kwargs=kwargs, setup=setup, teardown=teardown, **options)
         # A call that has to be prepared or cleaned up after cannot simply be repeated.
         self._finish(result, None if setup or teardown else partial(target, *args, **(kwargs or {})))
@@ -160,9 +163,10 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         self._replay = None  # frees the graph's memory pool
         if self.disabled:
             return
+        load = self._load.read() if self._load is not None and not self.declaration.on_cuda else {}
         resident = cpu.resident_peak_bytes() - self._resident_before
         observation = measure.observe(call, self.stats.stats.data, self.declaration)
-        metrics = {**observation.metrics, "resident_growth_bytes": metric(resident, "B", "info")}
+        metrics = {**observation.metrics, **load, "resident_growth_bytes": metric(resident, "B", "info")}
         if error is not None:
             metrics[ERROR] = metric(error, "1", "error")
         self.observation = Observation(samples=observation.samples, metrics=metrics, details=observation.details)

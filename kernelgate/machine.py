@@ -40,6 +40,16 @@ def detect(name: str = "") -> Machine:
     return Machine(name=name or detected, device={"type": "cpu", "name": processor, "cores": cores})
 
 
+def visible_devices(machine: Machine) -> list[str]:
+    """The values of CUDA_VISIBLE_DEVICES that select each of the GPUs that this process sees; an empty one without."""
+    if machine.device["type"] != "cuda":
+        return [""]
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
 def toolchain() -> dict[str, str]:
     """Versions that an upgrade changes. They describe a row; they never decide which baseline it is compared with."""
     versions = {"python": platform.python_version()}

@@ -11,6 +11,7 @@ Kind = Literal["noisy", "exact", "binary", "error", "ceiling", "info"]
 LATENCY = "latency_s"
 EAGER = "eager_s"
 ERROR = "numerical_error"
+LOAD = "foreign_load"
 
 MAX_STORED_SAMPLES = 200
 

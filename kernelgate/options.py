@@ -9,15 +9,23 @@ import pytest
 
 from kernelgate.processes import CHILD_OPTION
 from kernelgate.stock import STORAGE_DEFAULT, under_xdist
+from kernelgate.template import TEMPLATE_OPTION
 
-DEFAULT_REPLICATION = 3
+DEFAULT_REPLICATION = 4
 LOCAL_FOLDER = ".kernelgate"
+RESUME_OPTION = "--gate-resume"
+FORKS = ("auto", "always", "never")
 
 # Measured: processes on an H200 differ by 0.1 %, two H200s by up to 3 %. Processes on two shared cores differ by 9 to
-# 33 %, so time alone shows no less than a doubling there; memory and errors are as sharp as on a GPU.
+# 33 %, so against a stored baseline time alone shows no less than a doubling there; memory and errors are as sharp as
+# on a GPU. Pairs of processes next to each other on one device share what makes devices and hours differ.
 DEFAULTS_BY_DEVICE = {
     "cuda": {"gate_margin": 0.04, "gate_mde": 0.03, "gate_env_tolerance": 0.05},
     "cpu": {"gate_margin": 0.50, "gate_mde": 1.50, "gate_env_tolerance": 1.00},
+}
+PAIRED_DEFAULTS_BY_DEVICE = {
+    "cuda": {"gate_margin": 0.01, "gate_mde": 0.02, "gate_env_tolerance": 0.05},
+    "cpu": {"gate_margin": 0.10, "gate_mde": 0.30, "gate_env_tolerance": 1.00},
 }
 
 
@@ -27,9 +35,14 @@ class Options:
 
     Attributes:
         compare: Selects a baseline; empty for the newest, None where nothing is compared.
+        against: The commit to compare with, measured beside the current tree; None where none is.
         record: The reason for a new baseline, None where none is recorded.
-        processes: Observations of each benchmark.
+        processes: Observations of each benchmark, at most.
+        resume: Whether to go on with an interrupted run.
+        fork: Whether processes are forked from one that has imported everything: auto (where the GPU is timed), always,
+            never.
         child: Where this process writes its observations if it is a child.
+        template: The pipes of this process if children are forked from it.
         timeout: Seconds a child may take.
         baselines: The folder with a folder for each class of machine.
         local: As ``baselines``, outside version control.
@@ -38,9 +51,13 @@ class Options:
     """
 
     compare: str | None
+    against: str | None
     record: str | None
     processes: int
+    resume: bool
+    fork: str
     child: Path | None
+    template: str | None
     timeout: float
     baselines: Path
     local: Path
@@ -55,9 +72,20 @@ def add_options(parser: pytest.Parser) -> None:
         "--gate-processes",
         type=int,
         metavar="N",
-        help="Measure in N fresh processes, each one observation. Default: the ini key gate_processes, otherwise "
-        f"{DEFAULT_REPLICATION} when comparing or recording and 1 when only measuring.",
+        help="Measure in N fresh processes at most, each one observation; decided after 4, 8 or 12, none follow. "
+        f"Default: the ini key gate_processes, otherwise {DEFAULT_REPLICATION} when comparing or recording and 1 when "
+        "only measuring.",
     )
+    group.addoption(
+        "--gate-against",
+        metavar="REF",
+        help="Compare with another commit, checked out beside this tree and measured in turn with it.",
+    )
+    group.addoption(
+        RESUME_OPTION, action="store_true", help="Go on with the run that was interrupted; its processes count."
+    )
+    group.addoption("--gate-markdown", metavar="FILE", help="Write the verdicts as Markdown, for a pull request.")
+    group.addoption("--gate-json", metavar="FILE", help="Write everything that was measured and decided as JSON.")
     group.addoption(
         "--gate-record",
         metavar="REASON",
@@ -71,7 +99,9 @@ def add_options(parser: pytest.Parser) -> None:
         help="Longest time that one of the processes may take. Default: %(default)g",
     )
     group.addoption(CHILD_OPTION, type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    group.addoption(TEMPLATE_OPTION, metavar="PIPES", help=argparse.SUPPRESS)
     parser.addini("gate_processes", "Default of --gate-processes", type="int", default=None)
+    parser.addini("gate_fork", "Fork processes from one that imported everything: auto, always, never", default="auto")
     parser.addini("gate_margin", "Slowdown that counts as none (fraction)", type="float", default=None)
     parser.addini("gate_mde", "Slowdown beyond the margin that must be found (fraction)", type="float", default=None)
     parser.addini("gate_env_tolerance", "Difference of ceilings that is no difference", type="float", default=None)
@@ -88,7 +118,8 @@ def read_options(config: pytest.Config) -> Options:
     option = config.option
     compare = _selector(config)
     record: str | None = option.gate_record
-    deciding = compare is not None or record is not None
+    against: str | None = option.gate_against
+    deciding = compare is not None or record is not None or against is not None
     processes: int | None = (
         option.gate_processes if option.gate_processes is not None else config.getini("gate_processes")
     )
@@ -102,6 +133,15 @@ def read_options(config: pytest.Config) -> Options:
         raise pytest.UsageError(
             "--gate-record makes a new baseline and --benchmark-compare uses an old one: choose one"
         )
+    if against is not None and (record is not None or compare is not None):
+        raise pytest.UsageError(
+            "--gate-against measures what it compares with: leave out --benchmark-compare and --gate-record"
+        )
+    if against is not None and processes < 2:
+        raise pytest.UsageError(f"--gate-against: expected at least 2 pairs of processes, found {processes}")
+    fork = config.getini("gate_fork")
+    if fork not in FORKS:
+        raise pytest.UsageError(f"ini key gate_fork: expected one of {', '.join(FORKS)}, found {fork!r}")
     if deciding and under_xdist(config):
         raise pytest.UsageError("benchmarks cannot be compared or recorded under xdist; leave out -n")
     if deciding and option.benchmark_disable and not option.benchmark_enable:
@@ -112,9 +152,13 @@ def read_options(config: pytest.Config) -> Options:
             raise pytest.UsageError(f"ini key {name}: expected a positive fraction, found {value}")
     return Options(
         compare=compare,
+        against=against,
         record=record,
         processes=processes,
+        resume=option.gate_resume,
+        fork=fork,
         child=option.gate_child,
+        template=option.gate_template,
         timeout=option.gate_timeout,
         baselines=config.rootpath / config.getini("gate_baselines"),
         local=config.rootpath / LOCAL_FOLDER,
@@ -123,10 +167,11 @@ def read_options(config: pytest.Config) -> Options:
     )
 
 
-def tolerance(config: pytest.Config, name: str, device: str) -> float:
-    """A margin, by its ini key, or the default of the kind of device."""
+def tolerance(config: pytest.Config, name: str, device: str, *, paired: bool = False) -> float:
+    """A margin, by its ini key, or the default of the kind of device and of comparison."""
     value = config.getini(name)
-    return float(value) if value is not None else DEFAULTS_BY_DEVICE[device.partition(":")[0]][name]
+    defaults = PAIRED_DEFAULTS_BY_DEVICE if paired else DEFAULTS_BY_DEVICE
+    return float(value) if value is not None else defaults[device.partition(":")[0]][name]
 
 
 def _selector(config: pytest.Config) -> str | None:

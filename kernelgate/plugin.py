@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_benchmark.plugin
 
-from kernelgate import marker, options, processes, provenance, record, report, stock
+from kernelgate import child, marker, options, processes, provenance, record, report, stock, verdicts
 from kernelgate.fixture import GateFixture
 from kernelgate.session import Gate
 
@@ -28,7 +28,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Make a child a child before any plugin is configured."""
-    if config.getoption("gate_child"):
+    if config.getoption("gate_child") or config.getoption("gate_template"):
         processes.neutralise(config.option)
         # What failed last decides what the user's next run selects, not what the next child does.
         for name in ("cacheprovider", "stepwise"):
@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", marker.DESCRIPTION)
     chosen = options.read_options(config)
     checks = config.stash.get(_CHECKS, [])
-    if checks and chosen.compare is None and chosen.child is None:
+    if checks and chosen.compare is None and chosen.child is None and chosen.template is None:
         raise pytest.UsageError("--benchmark-compare-fail needs --benchmark-compare")
     gate = config.stash[GATE] = Gate(config, chosen, checks)
     if chosen.record is not None:
@@ -67,9 +67,6 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Find the selected benchmarks. A child runs what its parent selected, and nothing else."""
     gate = config.stash[GATE]
-    if gate.options.child is not None:
-        selected = set(processes.selected_benchmarks(gate.options.child))
-        items[:] = [item for item in items if item.nodeid in selected]
     gate.benchmarks = {item.nodeid: item for item in items if "benchmark" in getattr(item, "fixturenames", ())}
     for item in gate.benchmarks.values():
         marker.check_marker(item)
@@ -77,19 +74,33 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Measure in the other processes first, so that every test can assert its own verdict."""
+    """Measure in other processes first, so that every test only has to assert its own verdict."""
     gate = session.config.stash[GATE]
     broken = session.testsfailed and not session.config.option.continue_on_collection_errors
+    if gate.is_child and not broken:
+        child.begin(gate, session)
     if session.config.option.collectonly or broken or gate.is_child or stock.under_xdist(session.config):
         return (yield)
     gate.prepare()
-    if gate.benchmarks:
-        gate.run_children(session.config.get_terminal_writer().line)
+    if gate.benchmarks and gate.options.processes > 1:
+        gate.replicate(session.config.get_terminal_writer().line)
     result = yield
     gate.finish(session)
     for nodeid in gate.missing:
         report.log_missing(session.config, nodeid)
     return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Assert the verdict of a benchmark that other processes ran, instead of running it once more."""
+    gate = item.config.stash[GATE]
+    if gate.is_child and item.nodeid in gate.benchmarks:
+        child.note_start(gate, item)
+    if gate.replication is None or item.nodeid not in gate.benchmarks:
+        return None
+    verdicts.run_protocol(gate, item)
+    return True
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -121,8 +132,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         gate.failed.add(item.nodeid)
         if isinstance(fixture, GateFixture):
             fixture.has_error = True
-    if report.when == "teardown" and isinstance(fixture, GateFixture):
-        gate.hand_over(item, fixture)
+    if gate.is_child and item.nodeid in gate.benchmarks:
+        child.note_report(gate, item, report, fixture)
     return report
 
 
@@ -131,6 +142,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Turn green into the exit code of what could not be decided."""
     if exitstatus == pytest.ExitCode.OK:
         session.exitstatus = session.config.stash[GATE].exit_code() or exitstatus
+    report.write_files(session.config.stash[GATE], session)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,17 +1,16 @@
-"""Fresh processes, each measuring every selected benchmark once: the observations that a verdict rests on."""
+"""Fresh processes, each measuring every benchmark it is asked for once: the observations that a verdict rests on."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kernelgate.metrics import Observation
 
@@ -19,41 +18,63 @@ CHILD_OPTION = "--gate-child"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Child:
-    """A finished child process: what it observed, by node id, and how it ended."""
+class Tree:
+    """A checkout to measure: where pytest is invoked in it, with which arguments, in which environment."""
 
-    number: int
+    name: str
+    folder: Path
+    arguments: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """A finished process: what it observed, what it did not and why, by node id, and how it ended."""
+
     exit_status: str
-    completed: bool
     output: str
     seconds: float
-    observations: dict[str, Observation]
-
-    @property
-    def failed(self) -> bool:
-        """Whether it has anything to complain about."""
-        return self.exit_status != "exit status 0"
+    observations: Mapping[str, Observation]
+    unobserved: Mapping[str, "Unobserved"]
+    collected: Collection[str] | None
+    """The benchmarks of its tree that the invocation selects; None where it did not get as far as its test loop."""
 
 
-def run_child(
-    number: int, arguments: Sequence[str], *, benchmarks: Collection[str], cwd: Path, timeout: float
-) -> Child:
-    """Run pytest once more with the arguments of this invocation and collect what it observed.
+@dataclass(frozen=True, kw_only=True)
+class Unobserved:
+    """A benchmark that a process did not observe: it failed, was skipped, or was what the process died of."""
 
-    Args:
-        number: Tells the child from its siblings.
-        arguments: pytest's arguments.
-        benchmarks: Node ids of what it has to observe.
-        cwd: Where pytest was invoked.
-        timeout: Seconds after which the child and all its descendants are killed.
-    """
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="kernelgate-") as folder:
-        results = Path(folder, "observations.jsonl")
-        results.write_text(json.dumps(list(benchmarks)) + "\n", encoding="utf-8")
+    skipped: bool
+    reason: str
+
+
+class Launcher(Protocol):
+    """Starts the processes of one tree on one device, one after the other."""
+
+    def run(self, results: Path, benchmarks: Collection[str]) -> Child:
+        """Measure in a new process, which writes into `results` as it goes."""
+
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+class Fresh:
+    """Every process is a new interpreter: nothing is shared, and all of the start-up is paid again."""
+
+    def __init__(self, tree: Tree, environment: Mapping[str, str], timeout: float) -> None:
+        self._tree = tree
+        self._environment = {**os.environ, **tree.environment, **environment}
+        self._timeout = timeout
+        self._running: int | None = None
+
+    def run(self, results: Path, benchmarks: Collection[str]) -> Child:
+        """See :class:`Launcher`."""
+        start = time.monotonic()
+        write_request(results, benchmarks)
         process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", f"{CHILD_OPTION}={results}", *arguments],
-            cwd=cwd,
+            [sys.executable, "-m", "pytest", f"{CHILD_OPTION}={results}", *self._tree.arguments],
+            cwd=self._tree.folder,
+            env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -61,39 +82,77 @@ def run_child(
             errors="replace",
             start_new_session=True,
         )
+        self._running = process.pid
         try:
-            output, _ = process.communicate(timeout=timeout)
-            status = _describe(process.returncode)
+            output, _ = process.communicate(timeout=self._timeout)
+            status = describe(process.returncode)
         except subprocess.TimeoutExpired:
-            _kill_group(process)
+            kill_group(process.pid)
             output, _ = process.communicate()
-            status = f"killed after {timeout:g} s (--gate-timeout)"
+            status = timed_out(self._timeout)
         except BaseException:
-            _kill_group(process)  # in a session of its own it would survive Ctrl-C
+            kill_group(process.pid)  # in a session of its own it would survive Ctrl-C
             raise
-        observations = _read(results)
-    return Child(
-        number=number,
-        exit_status=status,
-        # With a test failed there is an observation less; otherwise it failed for reasons that touch all of them.
-        completed=process.returncode == 0 or (process.returncode == 1 and len(observations) < len(benchmarks)),
-        output=output,
-        seconds=time.monotonic() - start,
-        observations=observations,
-    )
+        finally:
+            self._running = None
+        return collect(results, exit_status=status, output=output, seconds=time.monotonic() - start)
+
+    def close(self) -> None:
+        """See :class:`Launcher`."""
+        if self._running is not None:
+            kill_group(self._running)
 
 
-def selected_benchmarks(path: Path) -> list[str]:
-    """The node ids that a child has to observe, as its parent selected them."""
-    with path.open(encoding="utf-8") as stream:
+def write_request(results: Path, benchmarks: Collection[str]) -> None:
+    """Begin a file of results with the node ids that are wanted."""
+    results.write_text(json.dumps(list(benchmarks)) + "\n", encoding="utf-8")
+
+
+def read_request(results: Path) -> list[str]:
+    """The node ids that a process has to observe, as its parent selected them."""
+    with results.open(encoding="utf-8") as stream:
         nodeids: list[str] = json.loads(stream.readline())
     return nodeids
 
 
-def append_observation(path: Path, nodeid: str, observation: Observation) -> None:
-    """Add an observation to a child's results, at once, so that a later crash loses nothing."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"nodeid": nodeid, "observation": observation.to_json()}) + "\n")
+def append(results: Path, **event: Any) -> None:
+    """Add an event to a process's results, at once, so that a later crash loses nothing."""
+    with results.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(event) + "\n")
+
+
+def collect(results: Path, *, exit_status: str, output: str, seconds: float) -> Child:
+    """What a process left in its file of results."""
+    observations: dict[str, Observation] = {}
+    unobserved: dict[str, Unobserved] = {}
+    running, collected = "", None
+    for event in events(results):
+        nodeid, kind = event.get("nodeid", ""), event["event"]
+        if kind == "collected":
+            collected = event["nodeids"]
+        elif kind == "observation":
+            observations[nodeid] = Observation.from_json(event["observation"])
+        elif kind in ("failed", "skipped"):
+            unobserved[nodeid] = Unobserved(skipped=kind == "skipped", reason=event["reason"])
+        running = nodeid if kind == "start" else ""
+    if running:
+        unobserved[running] = Unobserved(skipped=False, reason=f"the process that measured it ended with {exit_status}")
+    return Child(
+        exit_status=exit_status,
+        output=output,
+        seconds=seconds,
+        observations=observations,
+        unobserved=unobserved,
+        collected=collected,
+    )
+
+
+def events(results: Path) -> list[dict[str, Any]]:
+    """What was written whole: a process killed while it wrote leaves a line without its end."""
+    if not results.exists():
+        return []
+    _, *lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def neutralise(option: Any) -> None:
@@ -102,22 +161,23 @@ def neutralise(option: Any) -> None:
         setattr(option, name, None)
     for name in ("benchmark_compare", "benchmark_histogram", "benchmark_cprofile_dump"):
         setattr(option, name, [])
-    option.benchmark_cprofile = None
-    option.gate_record = None
+    for name in ("benchmark_cprofile", "gate_record", "gate_against", "gate_markdown", "gate_json"):
+        setattr(option, name, None)
+    option.gate_selftest = option.gate_resume = False
     option.usepdb = option.trace = False
 
 
-def _read(results: Path) -> dict[str, Observation]:
-    _, *lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
-    # A process killed while it wrote leaves a line without its end.
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {row["nodeid"]: Observation.from_json(row["observation"]) for row in rows}
-
-
-def _describe(returncode: int) -> str:
+def describe(returncode: int) -> str:
+    """How a process ended."""
     return f"killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"exit status {returncode}"
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+def timed_out(seconds: float) -> str:
+    """How a process ended that was given no more time."""
+    return f"killed after {seconds:g} s (--gate-timeout)"
+
+
+def kill_group(pid: int) -> None:
+    """Kill the leader of a process group and all its descendants in it."""
     with suppress(ProcessLookupError):  # it ended in the meantime
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
-"""One run of the gate: find the baseline, start the processes, decide on each benchmark, record."""
+"""One run of the gate: find what to compare with, start the processes, decide on each benchmark, record."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -8,15 +9,19 @@ from typing import Any
 
 import pytest
 
-from kernelgate import record, stock
-from kernelgate.baseline import Baseline, BaselineError, Entry, files, find, load
+from kernelgate import against, record, resume, stock
+from kernelgate.baseline import Baseline, BaselineError, Entry
 from kernelgate.fixture import GateFixture
-from kernelgate.machine import Machine, detect
+from kernelgate.looks import looks
+from kernelgate.machine import Machine, detect, visible_devices
 from kernelgate.marker import judged_times, policy_of
-from kernelgate.metrics import Metric, merge, thin, write_metrics
-from kernelgate.options import Options
-from kernelgate.processes import Child, append_observation, run_child
+from kernelgate.metrics import Metric, Observation, merge, thin, write_metrics
+from kernelgate.options import Options, tolerance
+from kernelgate.processes import Child, Fresh, Launcher, Tree, Unobserved
+from kernelgate.reference import find_baseline, measured_entries
+from kernelgate.replicate import Pool, Replication
 from kernelgate.scope import in_scope
+from kernelgate.template import Forked
 from kernelgate.verdict import Outcome, Verdict, judge
 
 # Neither green nor an ordinary failure, so each has an exit code of its own.
@@ -47,26 +52,38 @@ class Gate:
     benchmarks: dict[str, pytest.Item] = field(default_factory=dict)
     deselected: set[str] = field(default_factory=set)
     baseline: Baseline | None = None
-    children: list[Child] = field(default_factory=list)
+    base_commit: str = ""
+    replication: Replication | None = None
+    results: Path | None = None  # of this process, if it observes for another one
     rows: dict[str, Row] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     recorded: Path | None = None
+    _red: set[str] = field(default_factory=set)
 
     @property
     def comparing(self) -> bool:
         """Whether a comparison was asked for."""
-        return self.options.compare is not None
+        return self.options.compare is not None or self.options.against is not None
 
     @property
     def is_child(self) -> bool:
         """Whether this process only observes, for the one that started it."""
-        return self.options.child is not None
+        return self.options.child is not None or self.options.template is not None
 
     @property
     def recording(self) -> bool:
         """Whether a new baseline was asked for."""
         return self.options.record is not None
+
+    @property
+    def reference(self) -> str:
+        """What is compared with, in words; empty where nothing is."""
+        if self.options.against is not None:
+            return f"commit {self.base_commit[:10]} ({self.options.against}), alternating with it on the same device"
+        if self.baseline is None:
+            return ""
+        return f"{'local baseline' if self.local else 'baseline'} {self.baseline.path.name}"
 
     @cached_property
     def machine(self) -> Machine:
@@ -76,97 +93,114 @@ class Gate:
     @property
     def local(self) -> bool:
         """Whether the class has no baseline under version control, so that this machine's own has to do."""
-        if not self.comparing or self.options.storage is not None:
+        if self.options.compare is None or self.options.storage is not None:
             return False
         return self.baseline is None or self.options.local in self.baseline.path.parents
+
+    @property
+    def pool(self) -> Pool:
+        """What the processes of the current tree showed."""
+        return self.replication.pools[against.CURRENT] if self.replication is not None else Pool()
+
+    @property
+    def children(self) -> Sequence[Child]:
+        """The processes that measured, as they ended."""
+        return self.replication.children if self.replication is not None else ()
 
     def prepare(self) -> None:
         """After collection, before the first test: everything that can be wrong without measuring."""
         if self.recording and not self.benchmarks:
             raise pytest.UsageError("--gate-record: no benchmark was selected, so there is nothing to record")
-        if not (self.comparing or self.recording):
-            return
-        try:
-            self.baseline = self._find_baseline()
-        except BaselineError as error:
-            raise pytest.UsageError(str(error)) from error
+        if self.options.against is not None:
+            self.base_commit = against.resolve(self.config.rootpath, self.options.against)
+        elif self.comparing or self.recording:
+            try:
+                self.baseline = find_baseline(self.config, self.options, self.machine)
+            except BaselineError as error:
+                raise pytest.UsageError(str(error)) from error
         if self.comparing and self.baseline is not None:
             stored = {nodeid: entry.stored for nodeid, entry in self.baseline.entries.items()}
             self.config._benchmarksession.compared_mapping = {Path(self.baseline.path.name): stored}  # type: ignore[attr-defined]
+        if self.comparing:
             stock.hide_table(self.config)
 
-    def run_children(self, write_line: Callable[[str], None]) -> None:
-        """Measure in all processes but this one. After one that did not complete no more are started."""
-        total = self.options.processes
-        for number in range(1, total):
-            child = run_child(
-                number,
-                self.config.invocation_params.args,
-                benchmarks=self.benchmarks.keys(),
-                cwd=self.config.invocation_params.dir,
-                timeout=self.options.timeout,
+    def replicate(self, write_line: Callable[[str], None]) -> None:
+        """Measure in fresh processes, all before the first test, until there is nothing left to decide."""
+        root, local = self.config.rootpath, self.options.local
+        current = against.current_tree(self.config)
+        with ExitStack() as stack:
+            trees = [current]
+            if self.options.against is not None:
+                base = against.checked_out(self.config, self.base_commit, local / "worktrees")
+                trees = [stack.enter_context(base), current]
+            facts = resume.facts(root, self.options, self.config.invocation_params.args, self.machine, self.base_commit)
+            folder = resume.prepare_folder(local, facts, resuming=self.options.resume, write_line=write_line)
+            self.replication = Replication(
+                trees=trees,
+                devices=visible_devices(self.machine),
+                looks=self._looks,
+                folder=folder,
+                launch=lambda tree, device: self._launcher(tree, device, write_line),
+                write_line=write_line,
             )
-            self.children.append(child)
-            observed = f"{len(child.observations)} of {len(self.benchmarks)} benchmarks in {child.seconds:.1f} s"
-            write_line(f"kernelgate: process {number} of {total}: {observed}, {child.exit_status}")
-            if child.failed:
-                write_line(f"kernelgate: output of process {number}:\n{child.output}")
-            if not child.completed:
-                break
+            self.replication.run(self.benchmarks.keys(), self._decided)
 
     def refusal(self) -> str | None:
         """Why no benchmark can be measured in this run, if so."""
-        for child in self.children:
-            if not child.completed:
-                return (
-                    f"not measured: process {child.number} of {self.options.processes} ended with {child.exit_status}"
-                )
+        if self.replication is not None and self.replication.refusal:
+            return self.replication.refusal
         if stock.would_not_measure(self.config):
             return "not measured: benchmarks do not run in parallel; deselect them, or leave out -n"
         return None
 
+    def unobserved(self, nodeid: str) -> Unobserved | None:
+        """Why a replicated benchmark has no verdict, if so: a process failed or skipped it."""
+        found = self.pool.unobserved.get(nodeid)
+        if found is None and not self.pool.of(nodeid):
+            found = Unobserved(skipped=False, reason="no process observed it: does it call benchmark(...)?")
+        return found
+
     def conclude(self, item: pytest.Item, fixture: GateFixture) -> Row | None:
-        """Combine a benchmark's observations and decide; fails where a process has none."""
-        if fixture.observation is None or self.is_child:
+        """Combine a benchmark's observations and decide."""
+        if self.is_child:
             return None
-        without = [child.number for child in self.children if item.nodeid not in child.observations]
-        if without:
-            numbers = ", ".join(map(str, without))
-            pytest.fail(
-                f"no result from process {numbers} of {self.options.processes}; its output is above", pytrace=False
-            )
-        observations = [child.observations[item.nodeid] for child in self.children] + [fixture.observation]
+        observations = self.pool.of(item.nodeid) if self.replication is not None else []
+        if not observations and fixture.observation is not None:
+            observations = [fixture.observation]
+        if not observations:
+            return None
         merged = merge(observations)
-        if len(observations) > 1 or self.recording:
+        if self.replication is not None or self.recording:
             fixture.pool([thin(observation.samples) for observation in observations])
-        fixture.extra_info.update(fixture.observation.details, metrics=write_metrics(merged))
-        entry = self.baseline.entries.get(item.nodeid) if self.comparing and self.baseline is not None else None
+        details = observations[-1].details
+        fixture.extra_info.update(details, metrics=write_metrics(merged))
+        entry, verdict = self._verdict(item)
         row = Row(
             nodeid=item.nodeid,
             metrics=merged,
             samples=fixture.stats.stats.data,
-            details=fixture.observation.details,
+            details=details,
             entry=entry,
-            verdict=self._judge(item, fixture, merged, entry) if self.comparing else None,
-            failed_checks=stock.failed_checks(self.checks, fixture, entry.stored) if entry is not None else [],
+            verdict=verdict,
+            failed_checks=stock.failed_checks(self.checks, fixture, entry.stored) if entry and entry.stored else [],
         )
         self.rows[item.nodeid] = row
         return row
-
-    def hand_over(self, item: pytest.Item, fixture: GateFixture) -> None:
-        """In a child: give the observation of a benchmark that passed to the process that started this one."""
-        if self.options.child is not None and fixture.observation is not None and item.nodeid not in self.failed:
-            append_observation(self.options.child, item.nodeid, fixture.observation)
 
     def finish(self, session: pytest.Session) -> None:
         """After the last test: find what should have run, and keep what was asked to be kept."""
         stopped = bool(session.shouldstop or session.shouldfail)
         entries = self.baseline.entries if self.baseline is not None else {}
-        asked_for = set(in_scope(self.config, entries)) - self.deselected
+        asked_for = set(in_scope(self.config, entries))
+        if self.options.against is not None and self.replication is not None:
+            asked_for = set(self.replication.pools[against.BASE].collected)
+        asked_for -= self.deselected
         if self.comparing and not stopped and not self.config.getoption("lf", False):
             self.missing = sorted(asked_for - self.rows.keys() - self.failed)
         if session.testsfailed or stopped or self.missing or not self.rows:
             return
+        if self.recording and self.exit_code():
+            return  # ENV: what this machine is now is not what its baselines describe
         if self.recording:
             kept = entries.keys() - asked_for - self.rows.keys()
             self.recorded = self._record(self.options.baselines, self.options.record or "", self.rows.keys(), kept)
@@ -177,16 +211,67 @@ class Gate:
         """The code for outcomes that are neither green nor a failure, 0 without them."""
         return max((EXIT_CODES.get(row.verdict.outcome, 0) for row in self.rows.values() if row.verdict), default=0)
 
-    def _judge(
-        self, item: pytest.Item, fixture: GateFixture, merged: dict[str, Metric], entry: Entry | None
-    ) -> Verdict:
+    @property
+    def _looks(self) -> tuple[int, ...]:
+        return looks(self.options.processes) if self.comparing else (self.options.processes,)
+
+    def _launcher(self, tree: Tree, device: str, write_line: Callable[[str], None]) -> Launcher:
+        environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
+        fresh = Fresh(tree, environment, self.options.timeout)
+        forking = (
+            self.machine.device["type"] == "cuda" if self.options.fork == "auto" else self.options.fork == "always"
+        )
+        return Forked(tree, environment, self.options.timeout, fresh, write_line) if forking else fresh
+
+    def _decided(self, nodeid: str) -> bool:
+        """Whether a look at a benchmark needs no further one. A red time does, once."""
+        if not self.comparing:
+            return False
+        _, verdict = self._verdict(self.benchmarks[nodeid])
+        if verdict is None or verdict.outcome in (Outcome.AMBIGUOUS, Outcome.INSUFFICIENT):
+            return False
+        interval = verdict.interval
+        if verdict.outcome != Outcome.REGRESSED or interval is None or interval.lower <= (verdict.margin or 0.0):
+            return True
+        confirmed = nodeid in self._red
+        self._red.add(nodeid)
+        return confirmed
+
+    def _verdict(self, item: pytest.Item) -> tuple[Entry | None, Verdict | None]:
+        """What a benchmark is compared with, and what its observations so far come to."""
+        current = self.pool.observations.get(item.nodeid, {})
+        if not current:  # measured in this process
+            observation = item.funcargs["benchmark"].observation  # type: ignore[attr-defined]
+            current = {0: observation}
+        base: dict[int, Observation] = {}
+        if self.options.against is not None and self.replication is not None:
+            base = self.replication.pools[against.BASE].observations.get(item.nodeid, {})
+            current = {number: found for number, found in current.items() if number in base} or current
+        merged = merge([current[number] for number in sorted(current)])
+        details = next(iter(current.values())).details
+        if not self.comparing:
+            return None, self._check_state(merged, details["device"])
+        if self.options.against is not None:
+            paired = [base[number] for number in sorted(base) if number in current]
+            entry = measured_entries({item.nodeid: paired}).get(item.nodeid)
+            absent = f"not in {self.base_commit[:10]}, or it fails there"
+        else:
+            entry = self.baseline.entries.get(item.nodeid) if self.baseline is not None else None
+            absent = f"not in {self.baseline.path.name if self.baseline is not None else 'any baseline'}"
         if entry is None:
-            name = self.baseline.path.name if self.baseline is not None else "any baseline"
-            return Verdict(outcome=Outcome.NEW, reasons=(f"not in {name}",))
-        judged = sum(judged_times(benchmark) for benchmark in self.benchmarks.values())
-        policy = policy_of(item, device=fixture.extra_info["device"], judged=judged)
-        same_toolchain = entry.toolchain == fixture.extra_info["toolchain"]
-        return judge(entry.metrics, merged, policy, same_toolchain=same_toolchain)
+            return None, Verdict(outcome=Outcome.NEW, reasons=(absent,))
+        shares = sum(judged_times(benchmark) for benchmark in self.benchmarks.values()) * len(self._looks)
+        policy = policy_of(item, device=details["device"], judged=shares, paired=self.options.against is not None)
+        return entry, judge(entry.metrics, merged, policy, same_toolchain=entry.toolchain == details["toolchain"])
+
+    def _check_state(self, merged: dict[str, Metric], device: str) -> Verdict | None:
+        """ENV where a baseline would be recorded in another state of the machine than the one before it."""
+        if not self.recording or self.baseline is None:
+            return None
+        moved = record.moved_ceilings(
+            self.baseline, merged, device, tolerance(self.config, "gate_env_tolerance", device)
+        )
+        return Verdict(outcome=Outcome.ENV, reasons=tuple(moved)) if moved else None
 
     def _record(self, root: Path, reason: str, measured: Collection[str], kept: Collection[str]) -> Path:
         return record.record(
@@ -198,32 +283,3 @@ class Gate:
             measured=measured,
             carried=[self.baseline.entries[nodeid].stored for nodeid in kept] if self.baseline is not None else [],
         )
-
-    def _find_baseline(self) -> Baseline | None:
-        """The baseline to compare with; None where the class has none and a local one is still to be made."""
-        selector = self.options.compare or ""
-        if selector.endswith(".json"):
-            return self._load(Path(self.config.invocation_params.dir, selector))
-        name = self.machine.name
-        if self.recording:
-            folders = [self.options.baselines / name]
-        elif self.options.storage is None:
-            folders = [self.options.baselines / name, self.options.local / name]
-        else:
-            stock_id = self.config._benchmarksession.machine_id  # type: ignore[attr-defined]
-            folders = [self.options.storage / name, self.options.storage, self.options.storage / stock_id]
-        folder = next((folder for folder in folders if files(folder)), None)
-        if folder is None and self.comparing and (selector or self.options.storage is not None):
-            raise BaselineError(f"no baseline for machine class {name} in {', '.join(map(str, folders))}")
-        if folder is None:
-            return None
-        return self._load(find(folder, selector) if selector else files(folder)[-1])
-
-    def _load(self, path: Path) -> Baseline:
-        baseline = load(path)
-        if baseline.machine_class != self.machine.name:
-            raise BaselineError(
-                f"{path}: recorded on machine class {baseline.machine_class}, and this is {self.machine.name}: "
-                "times of different machines cannot be compared"
-            )
-        return baseline

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import pytest_benchmark.plugin
-from pytest_benchmark.utils import PercentageRegressionCheck, parse_compare_fail
+from pytest_benchmark.utils import NameWrapper, PercentageRegressionCheck, parse_compare_fail
 
 from kernelgate.fixture import GateFixture
 
@@ -24,6 +24,20 @@ def install_fixture(config: pytest.Config) -> None:
     stock = pytest_benchmark.plugin.BenchmarkFixture
     pytest_benchmark.plugin.BenchmarkFixture = GateFixture
     config.add_cleanup(lambda: setattr(pytest_benchmark.plugin, "BenchmarkFixture", stock))
+
+
+def make_fixture(item: pytest.Item) -> GateFixture:
+    """The `benchmark` fixture of a test that other processes ran, with statistics still to be filled in."""
+    session = item.config._benchmarksession  # type: ignore[attr-defined]
+    marker = item.get_closest_marker("benchmark")
+    options = {**session.options, **(marker.kwargs if marker else {})}
+    if not hasattr(options["timer"], "target"):
+        options["timer"] = NameWrapper(options["timer"])
+    fixture = GateFixture(
+        item, add_stats=session.benchmarks.append, logger=session.logger, warner=item.warn, disabled=False, **options
+    )
+    fixture._make_stats(1)
+    return fixture
 
 
 class FractionsInChecks:

@@ -2,7 +2,11 @@
 
 Exact metrics may not worsen beyond their allowance. Noisy ones are compared on the logarithm of the process medians: a
 process is one observation, however many rounds it timed, because rounds of one process share its memory layout, clocks
-and neighbours. The slowdown is estimated with a Student interval over the variance pooled from both sides.
+and neighbours.
+
+Two errors are held apart. A false alarm anywhere in an unchanged tree has the probability `ALPHA` at most, shared by
+all metrics judged and all looks at them. A slowdown of margin + mde called SAME has the probability `MISSED`, for each
+metric.
 """
 
 import math
@@ -11,11 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kernelgate.metrics import EAGER, ERROR, LATENCY, Metric
+from kernelgate.estimate import Difference, compare
+from kernelgate.metrics import EAGER, ERROR, LATENCY, LOAD, Metric
 from kernelgate.units import percent, quantity, rate
 
 RESOLUTION_SECONDS = 0.5e-6
 ERROR_GROWTH = 1.25
+ALPHA = 0.01
+MISSED = 0.01
 MAX_PROCESSES = 50
 
 
@@ -43,6 +50,8 @@ class Policy:
         allow: How much an exact metric may worsen, by name; of a kernel's resource, by the name before the colon.
         eager_margin: As `margin`, for eager latency. None leaves eager latency unjudged.
         env_tolerance: Ceilings further apart than this fraction belong to machines in different states.
+        load_tolerance: Other programs may use this fraction of the processors while a CPU is measured.
+        paired: The i-th processes of both sides ran next to each other, on the same device.
     """
 
     margin: float
@@ -51,6 +60,8 @@ class Policy:
     allow: Mapping[str, float] = field(default_factory=dict)
     eager_margin: float | None = None
     env_tolerance: float
+    load_tolerance: float = 0.25
+    paired: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +80,18 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The outcome, the reasons for it, the slowdown of the latency, and remarks that changed nothing."""
+    """The outcome, the reasons for it, the slowdown of the latency, and remarks that changed nothing.
+
+    The interval's bounds are those that an alarm rests on. `margin` is the slowdown that counts as none, `detectable`
+    the minimum detectable effect: the slowdown that as many processes, spread as these were, call REGRESSED with
+    probability 1 - `MISSED`. Both are fractions, None where no time was compared.
+    """
 
     outcome: Outcome
     reasons: tuple[str, ...] = ()
     interval: Interval | None = None
+    margin: float | None = None
+    detectable: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -82,67 +100,92 @@ def judge(
 ) -> Verdict:
     """The verdict on a benchmark, from its metrics then and now."""
     regressions, notes = compare_exact(baseline, current, policy.allow, same_toolchain=same_toolchain)
-    moved = compare_ceilings(baseline, current, policy.env_tolerance)
-    outcomes, reasons, interval = {Outcome.SAME}, list(regressions), None
+    unfit = [*compare_ceilings(baseline, current, policy.env_tolerance), *_loaded(current, policy.load_tolerance)]
+    outcomes, reasons, latency = {Outcome.SAME}, list(regressions), None
     if regressions:
         outcomes.add(Outcome.REGRESSED)
     for name, margin in ((LATENCY, policy.margin), (EAGER, policy.eager_margin)):
         if margin is None or name not in baseline or name not in current:
             continue
-        outcome, slowdown, reason = compare_noisy(
-            baseline[name].values, current[name].values, margin=margin, mde=policy.mde, alpha=policy.alpha
-        )
+        found = compare_noisy(
+            baseline[name].values, current[name].values,
+            margin=margin, mde=policy.mde, alpha=policy.alpha, paired=policy.paired,
+        )  # fmt: skip
         if name == LATENCY:
-            interval = slowdown
-        if moved:
-            outcome, reason = Outcome.ENV, ""
-        outcomes.add(outcome)
-        if reason:
-            reasons.append(f"{name}: {reason}")
+            latency = found
+        outcomes.add(Outcome.ENV if unfit else found.outcome)
+        if found.reason and not unfit:
+            reasons.append(f"{name}: {found.reason}")
     precedence = list(Outcome)
     return Verdict(
         outcome=min(outcomes, key=precedence.index),
-        reasons=(*reasons, *moved),
-        interval=interval,
+        reasons=(*reasons, *unfit),
+        interval=latency.interval if latency else None,
+        margin=latency.margin if latency else None,
+        detectable=latency.detectable if latency else None,
         notes=tuple(notes),
     )
 
 
-def compare_noisy(
-    baseline: Sequence[float], current: Sequence[float], *, margin: float, mde: float, alpha: float
-) -> tuple[Outcome, Interval | None, str]:
-    """Compare the process medians of a time in seconds.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a noisy metric came to; see :class:`Verdict` for the fields of the same name."""
 
-    Returns:
-        The outcome, the slowdown where its spread can be estimated at all, and the reason for an outcome that is not
-        SAME.
-    """
+    outcome: Outcome
+    margin: float
+    interval: Interval | None = None
+    detectable: float | None = None
+    reason: str = ""
+
+
+def compare_noisy(
+    baseline: Sequence[float],
+    current: Sequence[float],
+    *,
+    margin: float,
+    mde: float,
+    alpha: float,
+    paired: bool = False,
+) -> Comparison:
+    """Compare the process medians of a time in seconds; the reason is that of an outcome that is not SAME."""
     base, now = [math.log(value) for value in baseline], [math.log(value) for value in current]
     level = math.exp(statistics.fmean(base))
-    freedom = len(base) + len(now) - 2
-    if freedom < 1:
-        return Outcome.INSUFFICIENT, None, "one process a side shows no spread; measure with --gate-processes=3 or more"
-    spread = math.sqrt((_squares(base) + _squares(now)) / freedom)
-    estimate = statistics.fmean(now) - statistics.fmean(base)
-    half_width = _half_width(spread, len(base), len(now), alpha)
-    interval = Interval(
-        estimate=math.expm1(estimate),
-        lower=math.expm1(estimate - half_width),
-        upper=math.expm1(min(estimate + half_width, 700.0)),  # the largest exponent a float holds
-    )
     # A difference below the clock's resolution is no difference, however many per cent of a short call it is.
     margin = max(margin, RESOLUTION_SECONDS / level)
+    difference = compare(base, now, paired=paired)
+    if difference is None:
+        return Comparison(
+            outcome=Outcome.INSUFFICIENT,
+            margin=margin,
+            reason="one process a side shows no spread; measure with --gate-processes=4 or more",
+        )
+    estimate, alarm, miss = difference.estimate, difference.half_width(alpha), difference.half_width(MISSED)
+    interval = Interval(
+        estimate=math.expm1(estimate),
+        lower=math.expm1(estimate - alarm),
+        upper=math.expm1(min(estimate + alarm, 700.0)),  # the largest exponent a float holds
+    )
     found = f"{quantity(level * math.exp(estimate), 's')}, was {quantity(level, 's')}: {interval}"
+    outcome, reason = Outcome.SAME, ""
     if interval.lower > margin:
-        return Outcome.REGRESSED, interval, f"{found}, margin {percent(margin)}"
-    if estimate + half_width < -math.log1p(margin):
-        return Outcome.IMPROVED, interval, f"{found}, margin {percent(margin)}"
-    if interval.upper < margin + mde:
-        return Outcome.SAME, interval, ""
-    if half_width > math.log1p(mde):
-        advice = _advice(spread, len(base), len(now), alpha, mde)
-        return Outcome.INSUFFICIENT, interval, f"{found}, too wide to show a slowdown of {percent(mde)}; {advice}"
-    return Outcome.AMBIGUOUS, interval, f"{found}, neither within nor beyond the margin of {percent(margin)}"
+        outcome, reason = Outcome.REGRESSED, f"{found}, margin {percent(margin)}"
+    elif estimate + alarm < -math.log1p(margin):
+        outcome, reason = Outcome.IMPROVED, f"{found}, margin {percent(margin)}"
+    elif estimate + miss < math.log1p(margin + mde):
+        pass
+    elif alarm > math.log1p(mde):
+        advice = _advice(difference, len(base), len(now), alpha, mde, paired=paired)
+        outcome = Outcome.INSUFFICIENT
+        reason = f"{found}, too wide to show a slowdown of {percent(mde)}; {advice}"
+    else:
+        outcome, reason = Outcome.AMBIGUOUS, f"{found}, neither within nor beyond the margin of {percent(margin)}"
+    return Comparison(
+        outcome=outcome,
+        margin=margin,
+        interval=interval,
+        detectable=math.expm1(min(math.log1p(margin) + alarm + miss, 700.0)),
+        reason=reason,
+    )
 
 
 def compare_exact(
@@ -189,23 +232,32 @@ def compare_ceilings(baseline: Mapping[str, Metric], current: Mapping[str, Metri
     ]
 
 
-def _squares(values: Sequence[float]) -> float:
-    mean = statistics.fmean(values)
-    return sum((value - mean) ** 2 for value in values)
+def _loaded(current: Mapping[str, Metric], tolerance: float) -> list[str]:
+    """Why the times of this machine's processor say nothing, if other programs used it meanwhile."""
+    if LOAD not in current or current[LOAD].typical <= tolerance:
+        return []
+    return [
+        f"other programs used {percent(current[LOAD].typical)} of the processors while it was measured "
+        f"(tolerance {percent(tolerance)})"
+    ]
 
 
-def _half_width(spread: float, n_base: int, n_now: int, alpha: float) -> float:
-    from scipy.special import stdtrit  # Student's quantile; half a second that only comparisons spend
-
-    return float(stdtrit(n_base + n_now - 2, 1 - alpha)) * spread * math.sqrt(1 / n_base + 1 / n_now)
-
-
-def _advice(spread: float, n_base: int, n_now: int, alpha: float, mde: float) -> str:
+def _advice(found: Difference, n_base: int, n_now: int, alpha: float, mde: float, *, paired: bool) -> str:
     """How many processes would do, if the spread stays as it was seen."""
+    spread = found.error / math.sqrt(1 / n_base if paired else 1 / n_base + 1 / n_now)
+
+    def enough(base: int, now: int) -> bool:
+        alike = Difference(
+            estimate=0.0,
+            error=spread * math.sqrt(1 / now if paired else 1 / base + 1 / now),
+            freedom=now - 1 if paired else base + now - 2,
+        )
+        return alike.half_width(alpha) <= math.log1p(mde)
+
     for count in range(n_now + 1, MAX_PROCESSES + 1):
-        if _half_width(spread, n_base, count, alpha) <= math.log1p(mde):
+        if enough(n_base, count):
             return f"{count - n_now} more processes would do"
     for count in range(n_base + 1, MAX_PROCESSES + 1):
-        if _half_width(spread, count, count, alpha) <= math.log1p(mde):
+        if not paired and enough(count, count):
             return f"it takes about {count} processes, and a baseline of as many"
     return f"a spread of {percent(spread)} between processes is too large for it"

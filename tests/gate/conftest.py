@@ -54,6 +54,7 @@ class Project:
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # halves the time a run takes to start
+        monkeypatch.setenv("TMPDIR", str(pytester.mkdir("temporary")))  # and with it a lock of its own
         pytester.makepyfile(clock=CLOCK, test_it=BENCHMARK)
         pytester.makeconftest(
             """
@@ -105,7 +106,7 @@ class Project:
     def commit(self):
         """Commit everything, so that a baseline can be recorded."""
         (self.path / ".gitignore").write_text(
-            "__pycache__/\nstarted\n.benchmarks/\n.pytest_cache/\n*.xml\nstdout\nstderr\nrunpytest-*\n"
+            "__pycache__/\nstarted\ntemporary/\n.benchmarks/\n.pytest_cache/\n*.xml\nstdout\nstderr\nrunpytest-*\n"
         )
         identity = ("-c", "user.name=tester", "-c", "user.email=tester@example.com")
         for command in (("init", "-q"), ("add", "-A"), (*identity, "commit", "-q", "--allow-empty", "-m", "tests")):

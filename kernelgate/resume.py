@@ -1,0 +1,70 @@
+"""Going on with a run that was interrupted: what its processes measured counts, if nothing has changed since."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from kernelgate.machine import Machine, toolchain
+from kernelgate.options import RESUME_OPTION, Options
+
+ABOUT = "about.json"
+
+
+def facts(root: Path, options: Options, arguments: Sequence[str], machine: Machine, base_commit: str) -> dict[str, str]:
+    """Everything that two parts of one run have in common."""
+    return {
+        "arguments": " ".join(argument for argument in arguments if argument != RESUME_OPTION),
+        "processes": str(options.processes),
+        "tree": _fingerprint(root),
+        "base": base_commit,
+        "machine": machine.name,
+        "toolchain": json.dumps(toolchain(), sort_keys=True),
+    }
+
+
+def prepare_folder(local: Path, found: dict[str, str], *, resuming: bool, write_line: Callable[[str], None]) -> Path:
+    """The folder for the results of this run's processes, empty unless the run goes on with an earlier one.
+
+    Raises:
+        pytest.UsageError: There is nothing to go on with, or it was another run; the message names what differs.
+    """
+    folder = local / "runs"
+    about = folder / ABOUT
+    if resuming:
+        if not about.exists():
+            raise pytest.UsageError(f"{RESUME_OPTION}: expected an interrupted run in {folder}, found none")
+        earlier = json.loads(about.read_text(encoding="utf-8"))
+        if differing := sorted(key for key in found if earlier.get(key) != found[key]):
+            raise pytest.UsageError(
+                f"{RESUME_OPTION}: the interrupted run was another one; {', '.join(differing)} differ"
+            )
+        write_line(f"kernelgate: going on with the run in {folder}")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (local / ".gitignore").write_text("*\n")
+    for path in folder.glob("*.json*"):
+        path.unlink()
+    about.write_text(json.dumps(found), encoding="utf-8")
+    return folder
+
+
+def _fingerprint(root: Path) -> str:
+    """Commit, changes and untracked files of a tree; of one without git, that it has none."""
+    digest = hashlib.sha256()
+    for arguments in (["rev-parse", "HEAD"], ["diff", "HEAD", "--binary"]):
+        digest.update(_git(root, *arguments))
+    for name in sorted(filter(None, _git(root, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0"))):
+        path = root / name.decode()
+        digest.update(name + b"\0" + (path.read_bytes() if path.is_file() else b""))
+    return digest.hexdigest()
+
+
+def _git(root: Path, *arguments: str) -> bytes:
+    try:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, check=False).stdout
+    except FileNotFoundError:
+        return b""
