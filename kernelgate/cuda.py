@@ -15,6 +15,11 @@ T = TypeVar("T")
 
 WARM_UP_SECONDS = 0.2
 EAGER_ROUNDS = 30
+OVERHEAD_ROUNDS = 50
+# Between the events lies more than the work: what it takes to start the first kernel and to see the last one end. An
+# empty kernel shows how much, less what it runs itself: by CUPTI 1.1 µs on an H200.
+EMPTY_KERNEL_SECONDS = 1.1e-6
+TICK_SECONDS = 32e-9
 
 
 class DeviceTimer:
@@ -29,23 +34,38 @@ class DeviceTimer:
         with torch.inference_mode(False):  # made inside the mode it could not be written outside of it
             self._scratch = torch.empty(max(2 * l2_bytes, 64 * 2**20), dtype=torch.uint8, device=device)
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._cycles_per_second = self._measure_clock()
+        self.cycles_per_second = self._measure_clock()
+        self._overheads: dict[bool, float] = {}
 
-    def time(self, call: Callable[[], T], lead: float) -> tuple[float, T]:
+    def time(self, call: Callable[[], T], lead: float, overhead: float = 0.0) -> tuple[float, T]:
         """Device seconds of one call, and its result.
 
         Args:
             call: Enqueues work on the current stream.
             lead: Seconds the device spins first; see `lead_for`.
+            overhead: Seconds between the events that are not the call's; see `overhead_of`.
         """
         with torch.cuda.device(self.device):
             self._scratch.zero_()
-            torch.cuda._sleep(int(lead * self._cycles_per_second))
+            torch.cuda._sleep(int(lead * self.cycles_per_second))
             self._start.record()
             result = call()
             self._end.record()
             self._end.synchronize()
-        return self._start.elapsed_time(self._end) * 1e-3, result
+        elapsed: float = self._start.elapsed_time(self._end) * 1e-3
+        return max(elapsed - overhead, TICK_SECONDS), result
+
+    def overhead_of(self, *, graph: bool) -> float:
+        """Seconds that the events show above what the work takes, launched by itself or in a graph."""
+        if graph not in self._overheads:
+
+            def empty() -> None:
+                torch.cuda._sleep(0)
+
+            call = capture(empty, self.device) if graph else empty
+            shown = statistics.median(self.time(call, lead=50e-6)[0] for _ in range(OVERHEAD_ROUNDS))
+            self._overheads[graph] = max(shown - EMPTY_KERNEL_SECONDS, 0.0)
+        return self._overheads[graph]
 
     def lead_for(self, call: Callable[[], object]) -> float:
         """Twice the longest of five host times of a warm call, in seconds, and room for recording the event."""
@@ -95,6 +115,14 @@ def warm_up(call: Callable[[], object], device: torch.device) -> None:
         for _ in range(5):
             call()
         torch.cuda.synchronize(device)
+
+
+def typical_seconds(call: Callable[[], object], device: torch.device, *, graph: bool) -> float:
+    """Median device seconds of twenty warm calls."""
+    timer = device_timer(device)
+    warm_up(call, device)
+    lead, overhead = timer.lead_for(call), timer.overhead_of(graph=graph)
+    return statistics.median(timer.time(call, lead, overhead)[0] for _ in range(20))
 
 
 def capture(call: Callable[[], T], device: torch.device) -> Callable[[], T]:

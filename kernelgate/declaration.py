@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ class Declaration:
     graph: bool = False
     asked: str | None = None
     ran: str | None = None
+    plants: Mapping[str, Callable[..., Any]] | None = None
 
     def __post_init__(self) -> None:
         """Reject what could only be a mistake.
@@ -41,6 +42,9 @@ class Declaration:
             raise TypeError(f"graph: expected True or False, found {self.graph!r}")
         if self.graph and not self.on_cuda:
             raise ValueError(f"graph: expected a CUDA device, found {self.device or 'no device'}")
+        for name, plant in (self.plants or {}).items():
+            if not callable(plant):
+                raise TypeError(f"plants: expected calls, found {type(plant).__name__} for {name!r}")
         for name in ("asked", "ran"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

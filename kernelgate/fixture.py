@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from pytest_benchmark.stats import Stats
 
-from kernelgate import cpu, measure
+from kernelgate import cpu, measure, plants
 from kernelgate.declaration import Declaration, resolve_device
 from kernelgate.metrics import ERROR, Observation, metric
 
@@ -48,6 +48,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         graph: bool = False,
         asked: str | None = None,
         ran: str | None = None,
+        plants: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:
         """Say what the call to come does. Everything is optional.
 
@@ -63,6 +64,8 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
                 call is kept apart as ``eager_s``.
             asked: The implementation asked for.
             ran: The implementation that ran. Both are stored with the row.
+            plants: Calls to measure in its stead when a self-test asks for the plant of that name; see
+                :mod:`kernelgate.plants`. They take the same arguments.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -81,6 +84,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
             graph=graph,
             asked=asked,
             ran=ran,
+            plants=plants,
         )
 
     @property
@@ -98,6 +102,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         self.extra_info["rounds"] = [len(each) for each in samples]
 
     def _raw(self, function_to_benchmark: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        function_to_benchmark = self._with_plant(function_to_benchmark, args, kwargs)
         self._load = cpu.LoadMeter()
         result = super()._raw(function_to_benchmark, *args, **kwargs)
         self._finish(result, partial(function_to_benchmark, *args, **kwargs))
@@ -120,6 +125,30 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         self._finish(result, None if setup or teardown else partial(target, *args, **(kwargs or {})))
         return result
 
+    def _with_plant(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
+        """The call, with the fault in it that a self-test asks of this process."""
+        declaration = self.declaration
+
+        def seconds(function: Callable[..., Any]) -> float:
+            if declaration.on_cuda and declaration.device is not None:
+                from kernelgate import cuda
+
+                measured: Callable[[], Any] = partial(function, *args, **kwargs)
+                if declaration.graph:
+                    measured = cuda.capture(measured, declaration.device)
+                return cuda.typical_seconds(measured, declaration.device, graph=declaration.graph)
+            samples = []
+            for _ in range(5):
+                start = time.perf_counter()
+                function(*args, **kwargs)
+                samples.append(time.perf_counter() - start)
+            return statistics.median(samples)
+
+        try:
+            return plants.plant(call, declaration.device, declaration.plants or {}, seconds)
+        except LookupError as error:
+            pytest.skip(str(error))
+
     def _make_runner(self, function_to_benchmark: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
         declaration = self.declaration
         if not declaration.on_cuda:
@@ -135,12 +164,12 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         if self._lead is None:  # pedantic makes a runner for each round
             cuda.warm_up(call, device)
             self._lead = timer.lead_for(call)
-        lead = self._lead
+        lead, overhead = self._lead, timer.overhead_of(graph=declaration.graph)
 
         def runner(loops_range: range | None, timer_: object = None) -> Any:
             if loops_range is None:
-                return timer.time(call, lead)
-            return sum(timer.time(call, lead)[0] for _ in loops_range)
+                return timer.time(call, lead, overhead)
+            return sum(timer.time(call, lead, overhead)[0] for _ in loops_range)
 
         return runner
 
@@ -177,7 +206,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         if measure_error is None:
             return None
         results = [result] if self._replay is None else [result, self._replay()]
-        errors = [float(measure_error(each)) for each in results]
+        errors = [float(measure_error(plants.perturb(each, measure_error))) for each in results]
         error = next((each for each in errors if math.isnan(each)), max(errors))
         if math.isnan(error) or (budget is not None and error > budget):
             if self.stats:

@@ -38,6 +38,7 @@ class Options:
         against: The commit to compare with, measured beside the current tree; None where none is.
         record: The reason for a new baseline, None where none is recorded.
         processes: Observations of each benchmark, at most.
+        selftest: Whether to measure planted faults, and compare with nothing.
         resume: Whether to go on with an interrupted run.
         fork: Whether processes are forked from one that has imported everything: auto (where the GPU is timed), always,
             never.
@@ -54,6 +55,7 @@ class Options:
     against: str | None
     record: str | None
     processes: int
+    selftest: bool
     resume: bool
     fork: str
     child: Path | None
@@ -83,6 +85,12 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption(
         RESUME_OPTION, action="store_true", help="Go on with the run that was interrupted; its processes count."
+    )
+    group.addoption(
+        "--gate-selftest",
+        action="store_true",
+        help="Measure the unchanged tree in N processes and planted faults in some more, and record them: how often this "
+        "gate errs on this machine.",
     )
     group.addoption("--gate-markdown", metavar="FILE", help="Write the verdicts as Markdown, for a pull request.")
     group.addoption("--gate-json", metavar="FILE", help="Write everything that was measured and decided as JSON.")
@@ -139,6 +147,10 @@ def read_options(config: pytest.Config) -> Options:
         )
     if against is not None and processes < 2:
         raise pytest.UsageError(f"--gate-against: expected at least 2 pairs of processes, found {processes}")
+    if option.gate_selftest and deciding:
+        raise pytest.UsageError("--gate-selftest compares with itself: leave out comparing and recording")
+    if option.gate_selftest and processes < 4:
+        raise pytest.UsageError(f"--gate-selftest: expected at least --gate-processes=4, found {processes}")
     fork = config.getini("gate_fork")
     if fork not in FORKS:
         raise pytest.UsageError(f"ini key gate_fork: expected one of {', '.join(FORKS)}, found {fork!r}")
@@ -155,6 +167,7 @@ def read_options(config: pytest.Config) -> Options:
         against=against,
         record=record,
         processes=processes,
+        selftest=option.gate_selftest,
         resume=option.gate_resume,
         fork=fork,
         child=option.gate_child,

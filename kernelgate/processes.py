@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from kernelgate import plants
 from kernelgate.metrics import Observation
 
 CHILD_OPTION = "--gate-child"
@@ -25,6 +26,8 @@ class Tree:
     folder: Path
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
+    plant: str = ""
+    """The fault planted into what is measured; see :mod:`kernelgate.plants`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,8 @@ class Unobserved:
 class Launcher(Protocol):
     """Starts the processes of one tree on one device, one after the other."""
 
-    def run(self, results: Path, benchmarks: Collection[str]) -> Child:
-        """Measure in a new process, which writes into `results` as it goes."""
+    def run(self, results: Path, benchmarks: Collection[str], plant: str = "") -> Child:
+        """Measure in a new process, which writes into `results` as it goes, with a fault planted if one is named."""
 
     def close(self) -> None:
         """Leave nothing running."""
@@ -67,14 +70,14 @@ class Fresh:
         self._timeout = timeout
         self._running: int | None = None
 
-    def run(self, results: Path, benchmarks: Collection[str]) -> Child:
+    def run(self, results: Path, benchmarks: Collection[str], plant: str = "") -> Child:
         """See :class:`Launcher`."""
         start = time.monotonic()
         write_request(results, benchmarks)
         process = subprocess.Popen(
             [sys.executable, "-m", "pytest", f"{CHILD_OPTION}={results}", *self._tree.arguments],
             cwd=self._tree.folder,
-            env=self._environment,
+            env={**self._environment, plants.VARIABLE: plant},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -35,6 +35,14 @@ def is_committed(path: Path) -> bool:
     return stored is not None and stored == _git(path.parent, "hash-object", "--", path.name)
 
 
+def describe(root: Path) -> str:
+    """The commit checked out at a root, marked if there are uncommitted changes; the one named for an exported tree."""
+    head = _git(root, "rev-parse", "HEAD")
+    if head is None:
+        return os.environ.get(COMMIT_VARIABLE, "unknown")
+    return f"{head}-dirty" if _git(root, "status", "--porcelain") else head
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     """Output of a git command, None where it fails or there is no git."""
     try:

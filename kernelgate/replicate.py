@@ -123,12 +123,12 @@ class Replication:
             remaining = [nodeid for nodeid in wanted if nodeid not in pool.unobserved]
         if (earlier := finished(results)) is not None and set(read_request(results)) == set(remaining):
             return self._keep(number, tree, earlier, len(remaining))
-        key = tree.name, device
+        key = str(tree.folder), device
         with self._lock:
             launcher = self._launchers.get(key)
             if launcher is None:
                 launcher = self._launchers[key] = self.launch(tree, device)
-        child = launcher.run(results, remaining)
+        child = launcher.run(results, remaining, tree.plant)
         append(results, event="end", exit_status=child.exit_status, seconds=child.seconds)
         return self._keep(number, tree, child, len(remaining))
 

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernelgate import against, record, resume, stock
+from kernelgate import against, provenance, record, resume, selftest, stock
 from kernelgate.baseline import Baseline, BaselineError, Entry
 from kernelgate.fixture import GateFixture
 from kernelgate.looks import looks
@@ -59,6 +60,7 @@ class Gate:
     failed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     recorded: Path | None = None
+    self_tested: Path | None = None
     _red: set[str] = field(default_factory=set)
 
     @property
@@ -144,6 +146,25 @@ class Gate:
                 write_line=write_line,
             )
             self.replication.run(self.benchmarks.keys(), self._decided)
+            if self.options.selftest and not self.replication.refusal:
+                self.self_tested = self._run_plants(self.replication)
+
+    def _run_plants(self, unchanged: Replication) -> Path:
+        """Measure the planted faults of a self-test, and keep the record of all its processes."""
+        count = selftest.planted_processes(self.options.processes)
+        pools = {selftest.UNCHANGED: unchanged.pools[against.CURRENT]}
+        for plants, processes in ((selftest.TIME_PLANTS, count), (selftest.EXACT_PLANTS, 1)):
+            trees = [replace(unchanged.trees[-1], name=plant, plant=plant) for plant in plants]
+            planted = replace(unchanged, trees=trees, looks=(processes,), pools={}, children=[])
+            planted.run(self.benchmarks.keys(), lambda _: False)
+            pools |= planted.pools
+        now = datetime.now(UTC)
+        found = selftest.make_record(
+            self.machine, pools, commit=provenance.describe(self.config.rootpath), date=now.date().isoformat()
+        )
+        path = self.options.local / "selftests" / self.machine.name / f"{now:%Y%m%dT%H%M%S}.json"
+        selftest.write_record(found, path)
+        return path
 
     def refusal(self) -> str | None:
         """Why no benchmark can be measured in this run, if so."""

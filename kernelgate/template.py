@@ -5,7 +5,7 @@ depend on, context, allocator, clocks, is made anew by every fork. Times on the 
 lie, and forks share that: there every process has to be a fresh interpreter.
 
 The template is pytest itself, invoked as a child is, that waits in its test loop. Through a pipe it is asked for a
-fork, one file of results a line; through another it answers with the fork's pid and, when that has ended, its status.
+fork, a JSON object a line; through another it answers with the fork's pid and, when that has ended, its status.
 """
 
 import gc
@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from kernelgate import plants
 from kernelgate.processes import Child, Launcher, Tree, collect, describe, kill_group, timed_out, write_request
 
 TEMPLATE_OPTION = "--gate-template"
@@ -53,7 +54,7 @@ class Forked:
         self._process: subprocess.Popen[bytes] | None = None
         self._requests = self._answers = -1
 
-    def run(self, results: Path, benchmarks: Collection[str]) -> Child:
+    def run(self, results: Path, benchmarks: Collection[str], plant: str = "") -> Child:
         """See :class:`kernelgate.processes.Launcher`. Where no template can be had, processes are fresh ones."""
         if self._process is None and not self._fallen_back:
             try:
@@ -63,12 +64,12 @@ class Forked:
                 self._fallen_back = True
                 self.close()
         if self._fallen_back:
-            return self._fallback.run(results, benchmarks)
+            return self._fallback.run(results, benchmarks, plant)
         start, pid = time.monotonic(), None
         write_request(results, benchmarks)
         try:
             position = self._output.seek(0, os.SEEK_END)
-            os.write(self._requests, f"{results}\n".encode())
+            os.write(self._requests, json.dumps({"results": str(results), "plant": plant}).encode() + b"\n")
             pid = self._expect(self._timeout)["pid"]
             answer = self._answer(self._timeout)
             if answer is None:
@@ -162,7 +163,9 @@ def serve(pipes: str, session: pytest.Session) -> Path | None:
             else:
                 os.setsid()
                 os.close(answers)
-                return Path(line.rstrip("\n"))
+                request = json.loads(line)
+                os.environ[plants.VARIABLE] = request["plant"]
+                return Path(request["results"])
     return None
 
 

@@ -1,9 +1,13 @@
 """The SSD scan: by implementation, carry, chunk size and shape."""
 
+from dataclasses import replace
+from unittest import mock
+
 import pytest
 import torch
 
 from ssd_kernels import get_ssd
+from ssd_kernels.portable import chunk_scan
 from tests.perf.problems import DEVICE, ON_GPU, SCAN_ERROR, exact_scan, relative_error, scans
 from tests.what_ran import watched
 
@@ -13,6 +17,18 @@ pytestmark = [pytest.mark.perf, pytest.mark.benchmark(group="scan")]
 def pytest_generate_tests(metafunc):
     problems = scans(metafunc.config.getoption("--ssd"))
     metafunc.parametrize("problem", problems, ids=[problem.name for problem in problems])
+
+
+def detuned(*args, **kwargs):
+    """The Triton scan with its longest kernel in half or twice the number of warps."""
+    tuned = chunk_scan.chunk_scan_config
+
+    def other(*sizes):
+        config = tuned(*sizes)
+        return replace(config, num_warps=4 if config.num_warps == 8 else 8)
+
+    with mock.patch.object(chunk_scan, "chunk_scan_config", other):
+        return get_ssd("triton")(*args, **kwargs)
 
 
 def test_scan(benchmark, problem):
@@ -31,6 +47,7 @@ def test_scan(benchmark, problem):
         graph=ON_GPU,
         asked=problem.ssm,
         ran=ran,
+        plants={"detuned": detuned} if problem.ssm == "triton" else None,
     )
     with torch.inference_mode():
         benchmark(ssd, **inputs)
