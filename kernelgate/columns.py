@@ -46,7 +46,7 @@ def slowdown(row: "Row") -> str:
 
 def detectable(row: "Row") -> str:
     """The smallest slowdown that would have been found."""
-    value: float | None = getattr(row.verdict, "detectable", None)
+    value = row.verdict.detectable if row.verdict is not None else None
     if value is None or math.isnan(value):
         return ""
     return ">999 %" if value >= 9.995 else units.percent(value)

@@ -138,8 +138,8 @@ def _measured(row: "Row") -> dict[str, Any]:
         "slowdown": {"estimate": interval.estimate, "lower": interval.lower, "upper": interval.upper}
         if interval is not None
         else None,
-        "margin": getattr(verdict, "margin", None),
-        "detectable": getattr(verdict, "detectable", None),
+        "margin": verdict.margin if verdict is not None else None,
+        "detectable": verdict.detectable if verdict is not None else None,
         "device": row.details["device"],
         "implementation": row.details.get("implementation"),
         "toolchain": {

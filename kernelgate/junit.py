@@ -30,8 +30,8 @@ def properties(row: "Row") -> list[tuple[str, object]]:
             figures["gate_slowdown"] = interval.estimate
             figures["gate_slowdown_lower"] = interval.lower
             figures["gate_slowdown_upper"] = interval.upper
-        figures["gate_margin"] = getattr(row.verdict, "margin", None)
-        figures["gate_detectable"] = getattr(row.verdict, "detectable", None)
+        figures["gate_margin"] = row.verdict.margin
+        figures["gate_detectable"] = row.verdict.detectable
     figures["gate_latency_s"] = row.metrics[LATENCY].typical
     if row.entry is not None:
         figures["gate_latency_then_s"] = row.entry.metrics[LATENCY].typical

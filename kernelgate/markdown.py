@@ -56,7 +56,8 @@ def escape(text: str) -> str:
 def code(text: str) -> str:
     """Text as code in a table: fenced by more backticks than it has in a row."""
     fence = "`" * (max(map(len, re.findall("`+", text)), default=0) + 1)
-    padding = " " if text.startswith("`") or text.endswith("`") else ""
+    # A space on either side is taken off again.
+    padding = " " if "`" in (text[0], text[-1]) or text[0] == text[-1] == " " else ""
     return f"{fence}{padding}{text}{padding}{fence}".replace("|", "\\|")
 
 

@@ -64,8 +64,8 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
         "reasons": list(verdict.reasons),
         "notes": list(verdict.notes),
         "slowdown": [interval.estimate, interval.lower, interval.upper] if interval else None,
-        "margin": getattr(verdict, "margin", None),
-        "detectable": getattr(verdict, "detectable", None),
+        "margin": verdict.margin,
+        "detectable": verdict.detectable,
     }
 
 
@@ -83,7 +83,7 @@ def write_files(gate: "Gate", session: pytest.Session) -> None:
         return
     unwritten = config.stash[_UNWRITTEN] = []
     for option, render in (("gate_markdown", markdown.markdown_report), ("gate_json", _json_text)):
-        name = getattr(config.option, option, None)
+        name = getattr(config.option, option)
         if name is None:
             continue
         path = Path(config.invocation_params.dir, name)

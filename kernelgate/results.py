@@ -113,12 +113,7 @@ def conclusion(gate: "Gate", exit_code: int | None = None) -> str:
 
 def reference(gate: "Gate") -> str | None:
     """What was compared with; None where nothing was."""
-    if not gate.comparing:
-        return None
-    named: str | None = getattr(gate, "reference", None)
-    if named or gate.baseline is None:
-        return named
-    return f"{'local baseline' if gate.local else 'baseline'} {gate.baseline.path.name}"
+    return (gate.reference or None) if gate.comparing else None
 
 
 def processes(gate: "Gate") -> str:

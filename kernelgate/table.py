@@ -126,11 +126,11 @@ def _fitting(found: Sequence[Column], widest_name: int, width: int) -> tuple[lis
 
 
 def _figures(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "".join(" " * (width - cell_len(cell)) + cell for cell, width in zip(cells, widths, strict=True))
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _width(column: Column) -> int:
-    return max(map(cell_len, (column.heading, *column.cells)))
+    return max(map(len, (column.heading, *column.cells)))
 
 
 def _remarks(result: Result) -> list[str]:

@@ -1,6 +1,9 @@
+import html
 import re
 
 import pytest
+from hypothesis import example, given, strategies as st
+from markdown_it import MarkdownIt  # of rich
 
 from kernelgate.markdown import code, escape, markdown_report
 from kernelgate.verdict import Outcome
@@ -98,6 +101,31 @@ def test_names_survive_as_code(text, expected):
 )
 def test_text_survives_as_text(text, expected):
     assert escape(text) == expected
+
+
+def shown(cell):
+    """What a reader of the site sees of a table's cell, and whether it is set as code."""
+    page = MarkdownIt("commonmark").enable("table").render(f"| a |\n| --- |\n| {cell} |\n")
+    ((tag, text),) = re.findall(r"<td>(<code>)?(.*?)(?:</code>)?</td>", page)
+    return html.unescape(text), bool(tag)
+
+
+TEXT = st.text(st.sampled_from("ab1 `|\\*_[](){}<>&#@~!:-+\"'é短"), min_size=1).filter(str.strip)
+
+
+@given(TEXT)
+@example(r"a\|b`|``")
+@example(" padded ")
+@example("`")
+def test_any_name_reads_as_itself(name):
+    assert shown(code(name)) == (name, True)
+
+
+@given(TEXT)
+@example("[a](b)")
+@example("&lt;")
+def test_any_text_reads_as_itself(text):
+    assert shown(escape(text)) == (" ".join(text.split()), False)
 
 
 def test_a_run_writes_it_where_it_was_asked_to(project):

@@ -37,7 +37,7 @@ def test_a_run_is_one_sentence(run, exit_code, expected):
 
 
 def test_a_benchmark_that_was_not_reached_is_not_the_same_as_one_that_is_missing():
-    found = results.results(gate(row(), not_run=["t.py::test_b"], missing=["t.py::test_c"]))
+    found = results.results(gate(row(), not_run=["t.py::test_b", "t.py::test_c"], missing=["t.py::test_c"]))
     assert [(each.nodeid, each.status) for each in found[:2]] == [
         ("t.py::test_c", "MISSING"),
         ("t.py::test_b", "NOT RUN"),
@@ -72,12 +72,11 @@ def test_a_failure_or_a_skip_is_told_by_the_first_line_of_what_pytest_says():
 
 
 class TestFacts:
-    def test_the_reference_is_the_gates_own_words_and_otherwise_the_file(self):
+    def test_the_reference_is_said_in_the_gates_own_words_and_only_of_a_comparison(self):
         against = "commit 1a2b3c4 (main), alternating with it on the same device"
         assert results.reference(gate(reference=against, baseline=None)) == against
-        assert results.reference(gate(reference=None)) == "baseline 0001_base.json"
-        assert results.reference(gate(reference=None, local=True)) == "local baseline 0001_base.json"
-        assert results.reference(gate(comparing=False)) is None
+        assert results.reference(gate(reference="")) is None
+        assert results.reference(gate(reference="baseline 0001_base.json", comparing=False)) is None
 
     def test_processes_are_those_that_measured(self):
         assert results.processes(gate(row())) == "1 process against 1"
