@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,22 @@ CURRENT = "current"
 FORBIDDEN_VARIABLE = "KERNELGATE_NOT_FROM"
 
 
-def current_tree(config: pytest.Config) -> Tree:
-    """The tree that pytest was invoked in."""
-    return Tree(name=CURRENT, folder=config.invocation_params.dir, arguments=list(config.invocation_params.args))
+def current_tree(config: pytest.Config, benchmarks: Collection[str] | None = None) -> Tree:
+    """The tree that pytest was invoked in.
+
+    Args:
+        config: The run's.
+        benchmarks: Only the files that hold these are collected: others would cost time, and may touch the GPU as they
+            are imported. All that was asked for by default, as another commit's tree needs it.
+    """
+    arguments = list(config.invocation_params.args)
+    if benchmarks is None:
+        return Tree(name=CURRENT, folder=config.invocation_params.dir, arguments=arguments)
+    for named in reversed(config.option.file_or_dir or []):
+        position = len(arguments) - 1 - arguments[::-1].index(named)
+        del arguments[position]
+    files = sorted({str(config.rootpath / nodeid.partition("::")[0]) for nodeid in benchmarks})
+    return Tree(name=CURRENT, folder=config.invocation_params.dir, arguments=[*arguments, *files])
 
 
 @contextmanager

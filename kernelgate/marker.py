@@ -8,7 +8,7 @@ import pytest
 
 from kernelgate.metrics import EAGER, LATENCY
 from kernelgate.options import tolerance
-from kernelgate.verdict import ALPHA, Policy
+from kernelgate.verdict import ALPHA, MISSED, Policy
 
 DESCRIPTION = (
     "gate(*, margin=None, mde=None, allow=None, eager_margin=None): how a benchmark is judged: the slowdown that "
@@ -50,14 +50,14 @@ def judged_times(item: pytest.Item) -> int:
     return len([LATENCY] if _arguments(item).get("eager_margin") is None else [LATENCY, EAGER])
 
 
-def policy_of(item: pytest.Item, *, device: str, judged: int, paired: bool = False) -> Policy:
+def policy_of(item: pytest.Item, *, device: str, judged: int, looks: int = 1, paired: bool = False) -> Policy:
     """How a benchmark is judged.
 
     Args:
         item: The test.
         device: Where it ran.
-        judged: Noisy metrics judged in the whole run, times the looks at them. They share the probability of a false
-            alarm.
+        judged: Noisy metrics judged in the whole run. They share the probability of a false alarm.
+        looks: Times that each of them is looked at, at most. The looks share either error's probability.
         paired: Both sides were measured next to each other.
     """
     arguments = _arguments(item)
@@ -66,7 +66,8 @@ def policy_of(item: pytest.Item, *, device: str, judged: int, paired: bool = Fal
     return Policy(
         margin=tolerance(config, "gate_margin", device, paired=paired) if margin is None else margin,
         mde=tolerance(config, "gate_mde", device, paired=paired) if mde is None else mde,
-        alpha=ALPHA / judged,
+        alpha=ALPHA / (judged * looks),
+        missed=MISSED / looks,
         allow=arguments.get("allow") or {},
         eager_margin=arguments.get("eager_margin"),
         env_tolerance=tolerance(config, "gate_env_tolerance", device, paired=paired),

@@ -89,8 +89,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--gate-selftest",
         action="store_true",
-        help="Measure the unchanged tree in N processes and planted faults in some more, and record them: how often this "
-        "gate errs on this machine.",
+        help="Measure the unchanged tree in N processes and planted faults in some more, and record them: how often "
+        "this gate errs on this machine.",
     )
     group.addoption("--gate-markdown", metavar="FILE", help="Write the verdicts as Markdown, for a pull request.")
     group.addoption("--gate-json", metavar="FILE", help="Write everything that was measured and decided as JSON.")

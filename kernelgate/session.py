@@ -13,7 +13,7 @@ import pytest
 from kernelgate import against, provenance, record, resume, selftest, stock
 from kernelgate.baseline import Baseline, BaselineError, Entry
 from kernelgate.fixture import GateFixture
-from kernelgate.looks import looks
+from kernelgate.looks import is_slower, looks, settled
 from kernelgate.machine import Machine, detect, visible_devices
 from kernelgate.marker import judged_times, policy_of
 from kernelgate.metrics import Metric, Observation, merge, thin, write_metrics
@@ -129,12 +129,11 @@ class Gate:
     def replicate(self, write_line: Callable[[str], None]) -> None:
         """Measure in fresh processes, all before the first test, until there is nothing left to decide."""
         root, local = self.config.rootpath, self.options.local
-        current = against.current_tree(self.config)
         with ExitStack() as stack:
-            trees = [current]
+            trees = [against.current_tree(self.config, self.benchmarks)]
             if self.options.against is not None:
                 base = against.checked_out(self.config, self.base_commit, local / "worktrees")
-                trees = [stack.enter_context(base), current]
+                trees = [stack.enter_context(base), against.current_tree(self.config)]
             facts = resume.facts(root, self.options, self.config.invocation_params.args, self.machine, self.base_commit)
             folder = resume.prepare_folder(local, facts, resuming=self.options.resume, write_line=write_line)
             self.replication = Replication(
@@ -249,14 +248,12 @@ class Gate:
         if not self.comparing:
             return False
         _, verdict = self._verdict(self.benchmarks[nodeid])
-        if verdict is None or verdict.outcome in (Outcome.AMBIGUOUS, Outcome.INSUFFICIENT):
+        if verdict is None:
             return False
-        interval = verdict.interval
-        if verdict.outcome != Outcome.REGRESSED or interval is None or interval.lower <= (verdict.margin or 0.0):
-            return True
-        confirmed = nodeid in self._red
-        self._red.add(nodeid)
-        return confirmed
+        seen = nodeid in self._red
+        if is_slower(verdict):
+            self._red.add(nodeid)
+        return settled(verdict, seen_slower=seen)
 
     def _verdict(self, item: pytest.Item) -> tuple[Entry | None, Verdict | None]:
         """What a benchmark is compared with, and what its observations so far come to."""
@@ -281,8 +278,14 @@ class Gate:
             absent = f"not in {self.baseline.path.name if self.baseline is not None else 'any baseline'}"
         if entry is None:
             return None, Verdict(outcome=Outcome.NEW, reasons=(absent,))
-        shares = sum(judged_times(benchmark) for benchmark in self.benchmarks.values()) * len(self._looks)
-        policy = policy_of(item, device=details["device"], judged=shares, paired=self.options.against is not None)
+        shares = sum(judged_times(benchmark) for benchmark in self.benchmarks.values())
+        policy = policy_of(
+            item,
+            device=details["device"],
+            judged=shares,
+            looks=len(self._looks),
+            paired=self.options.against is not None,
+        )
         return entry, judge(entry.metrics, merged, policy, same_toolchain=entry.toolchain == details["toolchain"])
 
     def _check_state(self, merged: dict[str, Metric], device: str) -> Verdict | None:

@@ -6,7 +6,7 @@ and neighbours.
 
 Two errors are held apart. A false alarm anywhere in an unchanged tree has the probability `ALPHA` at most, shared by
 all metrics judged and all looks at them. A slowdown of margin + mde called SAME has the probability `MISSED`, for each
-metric.
+metric, shared by the looks at it.
 """
 
 import math
@@ -46,7 +46,9 @@ class Policy:
     Attributes:
         margin: A slowdown up to this fraction is none.
         mde: The minimum detectable effect: a slowdown of margin + mde has to be found.
-        alpha: Probability of a false alarm of one interval bound, already divided among the metrics of the run.
+        alpha: Probability of a false alarm of one interval bound, already divided among the metrics of the run and the
+            looks at them.
+        missed: Probability of calling a slowdown of margin + mde SAME, already divided among the looks.
         allow: How much an exact metric may worsen, by name; of a kernel's resource, by the name before the colon.
         eager_margin: As `margin`, for eager latency. None leaves eager latency unjudged.
         env_tolerance: Ceilings further apart than this fraction belong to machines in different states.
@@ -57,6 +59,7 @@ class Policy:
     margin: float
     mde: float
     alpha: float
+    missed: float = MISSED
     allow: Mapping[str, float] = field(default_factory=dict)
     eager_margin: float | None = None
     env_tolerance: float
@@ -109,7 +112,7 @@ def judge(
             continue
         found = compare_noisy(
             baseline[name].values, current[name].values,
-            margin=margin, mde=policy.mde, alpha=policy.alpha, paired=policy.paired,
+            margin=margin, mde=policy.mde, alpha=policy.alpha, missed=policy.missed, paired=policy.paired,
         )  # fmt: skip
         if name == LATENCY:
             latency = found
@@ -145,6 +148,7 @@ def compare_noisy(
     margin: float,
     mde: float,
     alpha: float,
+    missed: float = MISSED,
     paired: bool = False,
 ) -> Comparison:
     """Compare the process medians of a time in seconds; the reason is that of an outcome that is not SAME."""
@@ -159,7 +163,7 @@ def compare_noisy(
             margin=margin,
             reason="one process a side shows no spread; measure with --gate-processes=4 or more",
         )
-    estimate, alarm, miss = difference.estimate, difference.half_width(alpha), difference.half_width(MISSED)
+    estimate, alarm, miss = difference.estimate, difference.half_width(alpha), difference.half_width(missed)
     interval = Interval(
         estimate=math.expm1(estimate),
         lower=math.expm1(estimate - alarm),
@@ -183,7 +187,7 @@ def compare_noisy(
         outcome=outcome,
         margin=margin,
         interval=interval,
-        detectable=math.expm1(min(math.log1p(margin) + alarm + miss, 700.0)),
+        detectable=math.expm1(min(math.log1p(margin) + alarm + difference.half_width(MISSED), 700.0)),
         reason=reason,
     )
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.correctness
 
 PROBLEM = Problem(batch=2, seqlen=21, nheads=4, ngroups=2, headdim=8, d_state=4, chunk_size=16)
 PACKED = PROBLEM.but(batch=1, initial=False)
-CU_SEQLENS = torch.tensor([0, 5, 5, 20, 21], device=DEVICE)
+BOUNDS = [0, 5, 5, 20, 21]
 # What the real kernels get right on a GPU is what `--ssd` is for.
 rounds_as_torch = pytest.mark.skipif(DEVICE == "cuda", reason="mamba-ssm rounds fp32 operands to TF32 on a GPU")
 REFUSED = {
@@ -108,11 +108,11 @@ def test_an_adapter_passes_on_what_was_asked(adapter, skip):
 
 @rounds_as_torch
 def test_an_adapter_passes_on_packed_sequences(adapter):
-    inputs = PACKED.inputs()
-    y, state = adapter.ssd(**inputs, cu_seqlens=CU_SEQLENS, return_final_state=True)
+    inputs, cu_seqlens = PACKED.inputs(), torch.tensor(BOUNDS, device=DEVICE)
+    y, state = adapter.ssd(**inputs, cu_seqlens=cu_seqlens, return_final_state=True)
     double = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    exact_y, exact_state = recurrent(**double, cu_seqlens=CU_SEQLENS, return_final_state=True)
-    own_y, own_state = recurrent(**inputs, cu_seqlens=CU_SEQLENS, return_final_state=True)
+    exact_y, exact_state = recurrent(**double, cu_seqlens=cu_seqlens, return_final_state=True)
+    own_y, own_state = recurrent(**inputs, cu_seqlens=cu_seqlens, return_final_state=True)
     # A sum in fp32 may lose as much again as rounding the exact result does.
     assert_within_budget(y, exact_y, own_y)
     assert_within_budget(state, exact_state, own_state, what="final_state")
@@ -134,7 +134,7 @@ def test_an_adapter_refuses_fp64(adapter):
 def test_mamba_ssm_refuses_states_for_packed_sequences_to_start_from(mamba_ssm):
     inputs = PACKED.inputs() | {"initial_state": torch.zeros(4, 4, 8, 4, device=DEVICE)}
     with pytest.raises(NotImplementedError, match="initial_state: mamba-ssm starts packed sequences from zero only"):
-        mamba_ssm.ssd(**inputs, cu_seqlens=CU_SEQLENS)
+        mamba_ssm.ssd(**inputs, cu_seqlens=torch.tensor(BOUNDS, device=DEVICE))
 
 
 def test_mamba_ssm_is_imported_without_its_package(mamba_ssm):
