@@ -65,6 +65,8 @@ def run(root: Path, arguments: Sequence[str], *, with_plugin: bool) -> dict[str,
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TOX_"))}
     environment |= {"COLUMNS": "80", "PYTHONPATH": os.pathsep.join((str(root / "tests"), str(ROOT)))}
+    # They run the command that is installed beside this interpreter, wherever the shell would find another.
+    environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     if with_plugin:
         environment["PYTEST_PLUGINS"] = "kernelgate.plugin"  # pytester hands it on, unlike options
     report = root / "report.xml"
