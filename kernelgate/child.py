@@ -41,11 +41,19 @@ def note_report(gate: Gate, item: pytest.Item, report: pytest.TestReport, fixtur
     if gate.results is None:
         return
     if report.failed:
-        append(gate.results, event="failed", nodeid=item.nodeid, reason=report.longreprtext)
+        append(gate.results, event="failed", nodeid=item.nodeid, reason=_reason(report))
     elif report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         append(gate.results, event="skipped", nodeid=item.nodeid, reason=reason.removeprefix("Skipped: "))
     elif report.when == "teardown" and isinstance(fixture, GateFixture) and item.nodeid not in gate.failed:
         if fixture.observation is None:
+            reason = "nothing was measured: does it call benchmark(...)?"
+            append(gate.results, event="failed", nodeid=item.nodeid, reason=reason)
             return
         append(gate.results, event="observation", nodeid=item.nodeid, observation=fixture.observation.to_json())
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """What pytest says of a failure, its message first: reports of one line show no more."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return f"{crash.message}\n\n{report.longreprtext}" if crash is not None else report.longreprtext

@@ -133,6 +133,9 @@ def read_options(config: pytest.Config) -> Options:
     )
     if processes is None:
         processes = DEFAULT_REPLICATION if deciding else 1
+    disabled = option.benchmark_disable and not option.benchmark_enable
+    if disabled and not deciding:
+        processes = 1  # tests that measure nothing run here
     if processes < 1:
         raise pytest.UsageError(f"--gate-processes: expected at least 1, found {processes}")
     if record is not None and not record.strip():
@@ -156,7 +159,7 @@ def read_options(config: pytest.Config) -> Options:
         raise pytest.UsageError(f"ini key gate_fork: expected one of {', '.join(FORKS)}, found {fork!r}")
     if deciding and under_xdist(config):
         raise pytest.UsageError("benchmarks cannot be compared or recorded under xdist; leave out -n")
-    if deciding and option.benchmark_disable and not option.benchmark_enable:
+    if deciding and disabled:
         raise pytest.UsageError("--benchmark-disable measures nothing that could be compared or recorded")
     for name in DEFAULTS_BY_DEVICE["cpu"]:
         value = config.getini(name)

@@ -42,6 +42,11 @@ class Child:
     collected: Collection[str] | None
     """The benchmarks of its tree that the invocation selects; None where it did not get as far as its test loop."""
 
+    @property
+    def unexplained(self) -> bool:
+        """Whether no benchmark accounts for its end: it did not get to its tests, or failed without a failed test."""
+        return self.collected is None or (self.exit_status != "exit status 0" and not self.unobserved)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unobserved:

@@ -149,9 +149,7 @@ class Replication:
                 self.write_line(f"kernelgate: output of {which}:\n{child.output}")
             if child.collected is not None:
                 pool.collected = child.collected
-            # With a test that failed or was lost the reason is told; without one it touches all of them.
-            without_reason = child.exit_status != "exit status 0" and not child.unobserved
-            if child.collected is None or without_reason:
+            if child.unexplained:  # it would happen to the others, too
                 self.refusal = f"not measured: {which} ended with {child.exit_status}"
 
     def _progress(self, number: int) -> str:
@@ -168,11 +166,12 @@ class Replication:
 
 
 def finished(results: Path) -> Child | None:
-    """What an earlier run's process left, if it ended by itself."""
+    """What an earlier run's process left, if it ended and is worth going on with."""
     end = next((event for event in reversed(events(results)) if event["event"] == "end"), None)
     if end is None:
         return None
-    return collect(results, exit_status=end["exit_status"], output="", seconds=end["seconds"])
+    child = collect(results, exit_status=end["exit_status"], output="", seconds=end["seconds"])
+    return None if child.unexplained else child
 
 
 @contextmanager

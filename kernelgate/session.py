@@ -245,7 +245,7 @@ class Gate:
 
     def _decided(self, nodeid: str) -> bool:
         """Whether a look at a benchmark needs no further one. A red time does, once."""
-        if not self.comparing:
+        if not self.comparing or not self.pool.of(nodeid):
             return False
         _, verdict = self._verdict(self.benchmarks[nodeid])
         if verdict is None:

@@ -21,14 +21,16 @@ def run_protocol(gate: Gate, item: pytest.Item) -> None:
         "setup": lambda: _refuse(gate),
         "call": lambda: _assert_verdict(gate, item),
     }
+    refused = False
     for when in _PHASES:
+        if when == "call" and refused:
+            continue
         call = pytest.CallInfo.from_call(
             phases.get(when, _nothing), when=when, reraise=(KeyboardInterrupt, pytest.exit.Exception)
         )
         made = hook.pytest_runtest_makereport(item=item, call=call)
         hook.pytest_runtest_logreport(report=made)
-        if when == "setup" and not made.passed:
-            phases.pop("call")
+        refused = refused or not made.passed
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
 
 
