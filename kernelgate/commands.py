@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.prompt import Confirm
 
-from kernelgate import listing
+from kernelgate import listing, operating, selftest
 from kernelgate.baseline import BaselineError, files, find, load, remove
 from kernelgate.machine import detect
 from kernelgate.project import Project, find_project
@@ -73,6 +73,24 @@ def _update(chosen: argparse.Namespace, project: Project, _: Console) -> NoRetur
     command = [sys.executable, "-m", "pytest", "-p", "kernelgate.plugin", *options, *chosen.arguments]
     sys.stdout.flush()
     os.execv(sys.executable, command)  # noqa: S606 -- no shell is wanted
+
+
+def _curve(chosen: argparse.Namespace, project: Project, console: Console) -> int:
+    machine = _machine(chosen, project)
+    paths = _files(project, machine)
+    folder = paths[0].parent / selftest.FOLDER
+    try:
+        found = selftest.records(folder)
+    except ValueError as error:
+        raise BaselineError(str(error)) from error
+    found += [selftest.record_of(load(path)) for path in paths]
+    curve = operating.operating_curve(
+        found, margin=chosen.margin, mde=chosen.mde, processes=chosen.processes, gates=chosen.gates
+    )
+    console.print(f"machine class {machine}: pairs of processes, margin {chosen.margin:g}, at most {chosen.processes}")
+    for line in operating.table(curve):
+        console.print(line, soft_wrap=True)
+    return 0
 
 
 def _prune(chosen: argparse.Namespace, project: Project, console: Console) -> int:
@@ -150,6 +168,17 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("--keep", required=True, type=_positive, metavar="N", help="How many stay")
     action.add_argument("--yes", action="store_true", help="Remove without asking")
     action.set_defaults(run=_prune)
+
+    action = commands.add_parser(
+        "curve",
+        parents=[shared, of_class],
+        help="what the gate would have decided on recorded processes: false alarms, and planted slowdowns found",
+    )
+    action.add_argument("--margin", type=_fraction, default=0.01, help="Slowdown that counts as none. Default: 0.01")
+    action.add_argument("--mde", type=_fraction, default=0.02, help="Slowdown beyond it to be found. Default: 0.02")
+    action.add_argument("--processes", type=_positive, default=20, metavar="N", help="Pairs, at most. Default: 20")
+    action.add_argument("--gates", type=_positive, default=operating.GATES, metavar="N", help="How many are drawn")
+    action.set_defaults(run=_curve)
     return parser
 
 
@@ -162,6 +191,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
     return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 10:
+        raise argparse.ArgumentTypeError(f"expected a positive fraction such as 0.01, found {text!r}")
+    return value
 
 
 def _reason(text: str) -> str:

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kernelgate.baseline import Baseline
 from kernelgate.machine import Machine, toolchain
-from kernelgate.metrics import EAGER, Metric, merge, read_metrics, write_metrics
+from kernelgate.metrics import LATENCY, Metric, merge, read_metrics, write_metrics
 from kernelgate.plants import BYTES, COPY, ERROR, LAUNCH, SLOWER
 from kernelgate.replicate import Pool
 
 SCHEMA = 1
+FOLDER = "selftests"  # in the folder of a machine class
 UNCHANGED = "unchanged"
 SLOWDOWNS = (0.01, 0.02, 0.03, 0.05)
 TIME_PLANTS = tuple(f"{SLOWER}:{fraction:g}" for fraction in SLOWDOWNS)
 EXACT_PLANTS = ("detuned", f"{BYTES}:512", LAUNCH, f"{ERROR}:1.25", COPY)
 PLANTS = (*TIME_PLANTS, *EXACT_PLANTS)
-_KEPT = ("noisy", "exact", "binary", "error", "ceiling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Record:
     @property
     def processes(self) -> int:
         """Of the unchanged tree."""
-        return max((len(metrics["latency_s"].values) for metrics in self.plants[UNCHANGED].values()), default=0)
+        return min((len(metrics[LATENCY].values) for metrics in self.plants[UNCHANGED].values()), default=0)
 
 
 def planted_processes(processes: int) -> int:
@@ -58,10 +59,7 @@ def make_record(machine: Machine, pools: Mapping[str, Pool], *, commit: str, dat
         for nodeid in sorted(pool.observations):
             observations = pool.of(nodeid)
             device = device or observations[0].details.get("device_id", "")
-            merged = merge(observations)
-            plants[plant][nodeid] = {
-                name: metric for name, metric in merged.items() if metric.kind in _KEPT and name != EAGER
-            }
+            plants[plant][nodeid] = _kept(merge(observations), only_time=plant in TIME_PLANTS)
     facts = {
         "machine_class": machine.name, "device_id": device, "commit": commit, "date": date, "toolchain": toolchain(),
     }  # fmt: skip
@@ -69,7 +67,7 @@ def make_record(machine: Machine, pools: Mapping[str, Pool], *, commit: str, dat
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write a record; times to six digits."""
+    """Write a record; times to six digits, a value that all processes share once."""
     plants = {
         plant: {nodeid: _rounded(write_metrics(metrics)) for nodeid, metrics in benchmarks.items()}
         for plant, benchmarks in record.plants.items()
@@ -90,7 +88,7 @@ def read_record(path: Path) -> Record:
         if document.pop("schema") != SCHEMA:
             raise ValueError(f"schema: expected {SCHEMA}")
         plants = {
-            plant: {nodeid: read_metrics(metrics) for nodeid, metrics in benchmarks.items()}
+            plant: {nodeid: read_metrics(_repeated(metrics)) for nodeid, metrics in benchmarks.items()}
             for plant, benchmarks in document.pop("plants").items()
         }
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -98,13 +96,37 @@ def read_record(path: Path) -> Record:
     return Record(facts=document, plants=plants)
 
 
+def record_of(baseline: Baseline) -> Record:
+    """The processes that a baseline was made of, as a record of the unchanged tree."""
+    unchanged = {nodeid: _kept(entry.metrics, only_time=False) for nodeid, entry in baseline.entries.items()}
+    commit = baseline.document.get("commit_info", {}).get("id", "")
+    facts = {"machine_class": baseline.machine_class, "device_id": baseline.path.name, "commit": commit}
+    return Record(facts=facts, plants={UNCHANGED: unchanged})
+
+
 def records(folder: Path) -> list[Record]:
     """All records of a folder, in the order of their names."""
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
+def _kept(metrics: Mapping[str, Metric], *, only_time: bool) -> dict[str, Metric]:
+    """The metrics that a drawn gate judges."""
+    kinds = ("exact", "binary", "error")
+    return {
+        name: metric for name, metric in metrics.items() if name == LATENCY or (metric.kind in kinds and not only_time)
+    }
+
+
 def _rounded(metrics: dict[str, Any]) -> dict[str, Any]:
     for metric in metrics.values():
         values: Sequence[float] = metric["values"]
-        metric["values"] = [value if isinstance(value, int) else float(f"{value:.6g}") for value in values]
+        rounded = [value if isinstance(value, int) else float(f"{value:.6g}") for value in values]
+        if len(set(rounded)) == 1 < len(rounded):
+            metric["times"] = len(rounded)
+            del rounded[1:]
+        metric["values"] = rounded
     return metrics
+
+
+def _repeated(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: {**metric, "values": metric["values"] * metric.get("times", 1)} for name, metric in metrics.items()}
