@@ -20,7 +20,7 @@ from kernelgate.metrics import EAGER, ERROR, LATENCY, LOAD, Metric
 from kernelgate.units import percent, quantity, rate
 
 RESOLUTION_SECONDS = 0.5e-6
-ERROR_GROWTH = 1.25
+ERROR_GROWTH = 1.2
 ALPHA = 0.01
 MISSED = 0.01
 MAX_PROCESSES = 50
