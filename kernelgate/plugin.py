@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import pytest_benchmark.plugin
+from _pytest.runner import pytest_runtest_protocol as run_once
 
-from kernelgate import child, marker, options, processes, provenance, record, report, stock, verdicts
+from kernelgate import child, marker, options, processes, provenance, record, report, selftest_report, stock, verdicts
 from kernelgate.fixture import GateFixture
 from kernelgate.session import Gate
 
@@ -30,9 +31,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Make a child a child before any plugin is configured."""
     if config.getoption("gate_child") or config.getoption("gate_template"):
         processes.neutralise(config.option)
+        processes.narrow(config)
         # What failed last decides what the user's next run selects, not what the next child does.
         for name in ("cacheprovider", "stepwise"):
             config.pluginmanager.unregister(name=name)
+        if coverage := config.pluginmanager.get_plugin("_cov"):
+            # Its data join the parent's, which reports on all of them and asks for a least coverage.
+            coverage.options.cov_report, coverage.options.cov_fail_under = {}, None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -92,13 +97,15 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Assert the verdict of a benchmark that other processes ran, instead of running it once more."""
     gate = item.config.stash[GATE]
-    if gate.is_child and item.nodeid in gate.benchmarks:
-        child.note_start(gate, item)
-    if gate.replication is None or item.nodeid not in gate.benchmarks:
+    if item.nodeid not in gate.benchmarks:
         return None
+    if gate.is_child:
+        child.note_start(gate, item)
+    if gate.replication is None:
+        return run_once(item, nextitem)  # not None: another plugin would run it again until it is green
     verdicts.run_protocol(gate, item)
     return True
 
@@ -150,6 +157,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     gate = config.stash[GATE]
     if not (gate.is_child or config.option.collectonly):
         report.write_report(terminalreporter, gate)
+        if gate.self_tested is not None:
+            selftest_report.write(terminalreporter, gate, gate.self_tested)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:

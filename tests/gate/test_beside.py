@@ -6,8 +6,6 @@ import pytest
 
 pytestmark = pytest.mark.correctness
 
-NOT_YET = pytest.mark.xfail(reason="the plugin does not do it yet")
-
 SEVERAL = """
     import clock
     import pytest
@@ -149,7 +147,6 @@ class TestCov:
         project.environment(SLOWDOWN=2)
         assert project.compare(*cov).ret == 1
 
-    @NOT_YET
     def test_a_least_coverage_is_asked_of_the_whole_run_only(self, project, cov):
         project.pytester.makepyfile(test_more="def test_more():\n" + "    pass\n" * 50)  # no child runs it
         result = project.run(*cov, "--cov-fail-under=70", "--gate-processes=2")
@@ -176,7 +173,6 @@ class TestRerunfailures:
         pytest.importorskip("pytest_rerunfailures", reason="about pytest-rerunfailures")
         return ("-p", "pytest_rerunfailures", "--reruns=2")
 
-    @NOT_YET
     @pytest.mark.parametrize("forced", [(), ("--force-reruns=2",)], ids=["asked for", "forced"])
     def test_a_rerun_does_not_turn_a_regression_green(self, project, reruns, forced):
         project.record()
@@ -186,7 +182,6 @@ class TestRerunfailures:
         result.stdout.fnmatch_lines("REGRESSED: latency_s: 2.000 ms, was 1.000 ms*")
         assert "1 SAME" not in result.stdout.str()
 
-    @NOT_YET
     def test_a_benchmark_that_has_to_be_repeated_is_not_recorded(self, project, reruns):
         project.pytester.makepyfile(test_it=RECOVERING.format(duration="1e-3", assertion="executions > 1"))
         project.commit()
