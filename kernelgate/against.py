@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kernelgate
-from kernelgate.processes import Tree
+from kernelgate.processes import FILES_VARIABLE, Tree
 
 BASE = "base"
 CURRENT = "current"
@@ -28,11 +28,13 @@ def current_tree(config: pytest.Config, benchmarks: Collection[str] | None = Non
     arguments = list(config.invocation_params.args)
     if benchmarks is None:
         return Tree(name=CURRENT, folder=config.invocation_params.dir, arguments=arguments)
-    for named in reversed(config.option.file_or_dir or []):
-        position = len(arguments) - 1 - arguments[::-1].index(named)
-        del arguments[position]
     files = sorted({str(config.rootpath / nodeid.partition("::")[0]) for nodeid in benchmarks})
-    return Tree(name=CURRENT, folder=config.invocation_params.dir, arguments=[*arguments, *files])
+    return Tree(
+        name=CURRENT,
+        folder=config.invocation_params.dir,
+        arguments=arguments,  # as they are: rootdir, and with it every node id, follows from them
+        environment={FILES_VARIABLE: os.pathsep.join(files)},
+    )
 
 
 @contextmanager

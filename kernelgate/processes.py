@@ -16,6 +16,7 @@ from kernelgate import plants
 from kernelgate.metrics import Observation
 
 CHILD_OPTION = "--gate-child"
+FILES_VARIABLE = "KERNELGATE_FILES"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +174,12 @@ def neutralise(option: Any) -> None:
         setattr(option, name, None)
     option.gate_selftest = option.gate_resume = False
     option.usepdb = option.trace = False
+
+
+def narrow(config: Any) -> None:
+    """Collect no more files than the parent named, if it did."""
+    if files := os.environ.pop(FILES_VARIABLE, ""):
+        config.args = files.split(os.pathsep)
 
 
 def describe(returncode: int) -> str:

@@ -115,6 +115,26 @@ class TestChildren:
         result.assert_outcomes(passed=2, deselected=1)
         result.stdout.fnmatch_lines("kernelgate: process 1 of 2: 1 of 1 benchmarks*")
 
+    @pytest.mark.parametrize(("addopts", "arguments"), [("", ["perf", "other", "-m", "perf"]), ("perf -m perf", [])])
+    def test_children_import_the_files_that_hold_benchmarks_and_no_other(self, project, addopts, arguments):
+        """However the files were named, and whatever else is called as they are."""
+        for name in ("perf", "other"):
+            folder = project.path / name
+            folder.mkdir()
+            (folder / f"test_{name}.py").write_text(
+                "import os, clock, pytest\n"
+                "from pathlib import Path\n"
+                "Path(f'imported_{Path(__file__).stem}_{os.getpid()}').touch()\n"
+                "@pytest.mark.perf\n"
+                f"def test_{name}({'benchmark' if name == 'perf' else ''}):\n"
+                f"    {'benchmark(clock.work)' if name == 'perf' else 'pass'}\n"
+            )
+        project.configure(addopts=addopts)
+        result = project.run("--gate-processes=2", *arguments)
+        assert result.ret == 0
+        assert len(list(project.path.glob("imported_test_perf_*"))) == 3
+        assert len(list(project.path.glob("imported_test_other_*"))) == (1 if arguments else 0)
+
     def test_children_write_no_reports(self, project):
         misbehave(project, "raise ValueError")
         written = ("--junitxml=junit.xml", "--benchmark-json=out.json", "--benchmark-save=run", "-p", "cacheprovider")
