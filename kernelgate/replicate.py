@@ -4,6 +4,7 @@ Of two trees each pair of processes runs next to each other on one device, in th
 and so on: what drifts slowly falls out of the pair's difference.
 """
 
+import signal
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Lock
+from threading import Lock, current_thread, main_thread
 
 from filelock import FileLock, Timeout
 
@@ -77,6 +78,7 @@ class Replication:
             for device in self.devices:
                 stack.enter_context(exclusive(device, self.write_line))
             stack.callback(self._close)
+            stack.enter_context(ended_in_order())
             for look in self.looks:
                 self._measure(range(done, look), wanted)
                 done = look
@@ -172,6 +174,19 @@ def finished(results: Path) -> Child | None:
         return None
     child = collect(results, exit_status=end["exit_status"], output="", seconds=end["seconds"])
     return None if child.unexplained else child
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Take a request to end, as a cancelled job sends it, like Ctrl-C: what runs in other sessions survives both."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

@@ -76,12 +76,15 @@ class Forked:
                 kill_group(pid)
                 self._expect(60.0)
                 status = timed_out(self._timeout)
+            elif not answer:
+                raise TemplateError("the process to fork from ended")
             else:
                 status = describe(os.waitstatus_to_exitcode(answer["status"]))
+        except (TemplateError, BrokenPipeError):
+            self._abandon(pid)  # the next process gets a new one
+            status = "its template lost"
         except BaseException:
-            if pid is not None:
-                kill_group(pid)
-            self.close()
+            self._abandon(pid)
             raise
         self._output.seek(position)
         output = self._output.read()
@@ -96,6 +99,11 @@ class Forked:
             os.close(self._requests)
             os.close(self._answers)
             self._process = None
+
+    def _abandon(self, pid: int | None) -> None:
+        if pid is not None:
+            kill_group(pid)
+        self.close()
 
     def _start(self) -> None:
         requests, self._requests = os.pipe()

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,9 @@ BENCHMARK = """
 
 class Project:
     """A project in a folder of its own."""
+
+    PLUGINS = ("-p", "pytest_benchmark.plugin", "-p", "xdist.plugin")
+    TIMING = ("--benchmark-timer=clock.now", "--benchmark-max-time=0.005", "--benchmark-min-rounds=3")
 
     def __init__(self, pytester, monkeypatch):
         self.pytester = pytester
@@ -95,9 +100,24 @@ class Project:
         return result
 
     def _run(self, *arguments):
-        clock = ("--benchmark-timer=clock.now", "--benchmark-max-time=0.005", "--benchmark-min-rounds=3")
-        plugins = ("-p", "pytest_benchmark.plugin", "-p", "xdist.plugin")
-        return self.pytester.runpytest_subprocess(*plugins, *clock, *arguments)
+        return self.pytester.runpytest_subprocess(*self.PLUGINS, *self.TIMING, *arguments)
+
+    def start(self, *arguments):
+        """Run pytest with the plugin and do not wait for it; what it shows goes to the file ``stdout``."""
+        with (self.path / "stdout").open("w") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pytest", *self.PLUGINS, *self.TIMING, "-p", "kernelgate.plugin", *arguments],
+                cwd=self.path,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for(self, *names, seconds=60):
+        """Wait until a started run has made files of these names."""
+        deadline = time.monotonic() + seconds
+        while not all((self.path / name).exists() for name in names):
+            assert time.monotonic() < deadline, f"{names} did not appear: {(self.path / 'stdout').read_text()}"
+            time.sleep(0.02)
 
     def compare(self, *arguments):
         """Compare this process alone: the spread is the baseline's."""
