@@ -1,6 +1,7 @@
 """The tree of another commit beside the current one, measured with the same plugin on the same machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Iterator
@@ -114,9 +115,7 @@ def _tree_at(config: pytest.Config, top: Path, path: Path, folder: Path) -> Tree
     link = plugin / "kernelgate"
     link.unlink(missing_ok=True)
     link.symlink_to(Path(kernelgate.__file__).resolve().parent, target_is_directory=True)
-    imports = [
-        str(path) if entry == str(top) else move(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    ]
+    imports = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     return Tree(
         name=BASE,
         folder=moved,
@@ -132,6 +131,7 @@ def _tree_at(config: pytest.Config, top: Path, path: Path, folder: Path) -> Tree
 def _remove(top: Path, path: Path) -> None:
     if path.exists():
         _try_git(top, "worktree", "remove", "--force", str(path))
+        shutil.rmtree(path, ignore_errors=True)  # what git no longer knows as a worktree
     _try_git(top, "worktree", "prune")
 
 

@@ -94,7 +94,7 @@ def conclusion(gate: "Gate", exit_code: int | None = None) -> str:
         pytest.ExitCode.USAGE_ERROR,
     ):
         return f"The run did not finish (exit code {exit_code:d}); nothing can be concluded from it."
-    red = [Status.REGRESSED, Status.MISSING, Status.FAILED] + ([] if gate.local else [Status.NEW])
+    red = [Status.REGRESSED, Status.MISSING, Status.FAILED] + ([] if gate.new_passes else [Status.NEW])
     for title, statuses in (("Red", red), ("Undecided", [*UNDECIDED])):
         if parts := [f"{counted[status]} {status}" for status in statuses if status in counted]:
             return f"{title}: {', '.join(parts)} of {_benchmarks(len(found))}."
@@ -105,10 +105,11 @@ def conclusion(gate: "Gate", exit_code: int | None = None) -> str:
         return "No benchmark was measured."
     if not gate.comparing:
         return f"{_benchmarks(measured)} measured, and nothing compared."
-    if Status.NEW in counted:
+    if Status.NEW in counted and gate.local:
         return f"No baseline for machine class {gate.machine.name}: {counted[Status.NEW]} passed uncompared."
     improved = f", {counted[Status.IMPROVED]} improved" if Status.IMPROVED in counted else ""
-    return f"Green: no regression in {_benchmarks(measured)}{improved}."
+    new = f", {counted[Status.NEW]} new" if Status.NEW in counted else ""
+    return f"Green: no regression in {_benchmarks(measured)}{improved}{new}."
 
 
 def reference(gate: "Gate") -> str | None:

@@ -100,6 +100,11 @@ class Gate:
         return self.baseline is None or self.options.local in self.baseline.path.parents
 
     @property
+    def new_passes(self) -> bool:
+        """Whether a benchmark that nothing can be compared with passes: there is no stored baseline to be extended."""
+        return self.local or self.options.against is not None
+
+    @property
     def pool(self) -> Pool:
         """What the processes of the current tree showed."""
         return self.replication.pools[against.CURRENT] if self.replication is not None else Pool()

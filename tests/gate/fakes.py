@@ -75,6 +75,7 @@ def gate(*rows, missing=(), failed=(), not_run=(), comparing=True, **more):
         "comparing": comparing,
         "recording": False,
         "local": False,
+        "new_passes": more.get("local", False),
         "baseline": baseline if comparing else None,
         "reference": "baseline 0001_base.json" if comparing else "",
         "machine": SimpleNamespace(name="test-box", device={"type": "cpu", "name": "A | B <fast>"}),

@@ -25,6 +25,7 @@ NEW = row("t.py::test_new", Outcome.NEW)
         (gate(row(), failed=["t.py::test_wrong"]), 1, "Red: 1 FAILED of 2 benchmarks."),
         (gate(NEW), 1, "Red: 1 NEW of 1 benchmark."),
         (gate(NEW, local=True), 0, "No baseline for machine class test-box: 1 passed uncompared."),
+        (gate(NEW, row(), new_passes=True), 0, "Green: no regression in 2 benchmarks, 1 new."),
         (gate(row()), 1, "Red: a test that is no benchmark failed."),
         (gate(row(outcome=None), comparing=False), 0, "1 benchmark measured, and nothing compared."),
         (gate(), 0, "No benchmark was measured."),
