@@ -102,7 +102,7 @@ class TestComparison:
         )
         project.commit()
         result = against(project)
-        result.stdout.re_match_lines(r"  test_work .* [+-]0\.0 % \[")
+        result.stdout.re_match_lines(r"\s+test_work .* [+-]0\.0 % \[")
 
     def test_any_name_of_a_commit_will_do(self, project):
         benchmarks(project, seconds="2e-3")
