@@ -160,7 +160,7 @@ def events(results: Path) -> list[dict[str, Any]]:
     """What was written whole: a process killed while it wrote leaves a line without its end."""
     if not results.exists():
         return []
-    _, *lines = results.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = results.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

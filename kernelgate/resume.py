@@ -3,7 +3,7 @@
 import hashlib
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,13 @@ from kernelgate.options import RESUME_OPTION, Options
 ABOUT = "about.json"
 
 
-def facts(root: Path, options: Options, arguments: Sequence[str], machine: Machine, base_commit: str) -> dict[str, str]:
+def facts(config: pytest.Config, options: Options, machine: Machine, base_commit: str) -> dict[str, str]:
     """Everything that two parts of one run have in common."""
+    arguments = config.invocation_params.args
     return {
         "arguments": " ".join(argument for argument in arguments if argument != RESUME_OPTION),
         "processes": str(options.processes),
-        "tree": _fingerprint(root),
+        "tree": _fingerprint(config.rootpath, _reports(config)),
         "base": base_commit,
         "machine": machine.name,
         "toolchain": json.dumps(toolchain(), sort_keys=True),
@@ -35,9 +36,13 @@ def prepare_folder(local: Path, found: dict[str, str], *, resuming: bool, write_
     folder = local / "runs"
     about = folder / ABOUT
     if resuming:
-        if not about.exists():
+        earlier = _read(about)
+        if earlier is None:
             raise pytest.UsageError(f"{RESUME_OPTION}: expected an interrupted run in {folder}, found none")
-        earlier = json.loads(about.read_text(encoding="utf-8"))
+        if not found["tree"]:
+            raise pytest.UsageError(
+                f"{RESUME_OPTION}: expected a git repository with a commit, which tells whether the tree has changed"
+            )
         if differing := sorted(key for key in found if earlier.get(key) != found[key]):
             raise pytest.UsageError(
                 f"{RESUME_OPTION}: the interrupted run was another one; {', '.join(differing)} differ"
@@ -52,13 +57,32 @@ def prepare_folder(local: Path, found: dict[str, str], *, resuming: bool, write_
     return folder
 
 
-def _fingerprint(root: Path) -> str:
-    """Commit, changes and untracked files of a tree; of one without git, that it has none."""
+def _read(about: Path) -> dict[str, str] | None:
+    try:
+        earlier = json.loads(about.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or one that was cut off as it was written
+        return None
+    return earlier if isinstance(earlier, dict) else None
+
+
+def _reports(config: pytest.Config) -> set[Path]:
+    """The files that a run writes when it ends, and when it is interrupted."""
+    chosen = [getattr(config.option, name, None) for name in ("xmlpath", "gate_markdown", "gate_json")]
+    chosen.append(getattr(config.option.benchmark_json, "name", None))  # opened already
+    return {Path(config.invocation_params.dir, name).resolve() for name in chosen if name}
+
+
+def _fingerprint(root: Path, reports: Collection[Path]) -> str:
+    """Commit, changes and untracked files of a tree, but for reports; empty where git does not tell."""
+    if not _git(root, "rev-parse", "--verify", "--quiet", "HEAD"):
+        return ""
     digest = hashlib.sha256()
     for arguments in (["rev-parse", "HEAD"], ["diff", "HEAD", "--binary"]):
         digest.update(_git(root, *arguments))
     for name in sorted(filter(None, _git(root, "ls-files", "-z", "--others", "--exclude-standard").split(b"\0"))):
         path = root / name.decode()
+        if path.resolve() in reports:
+            continue
         digest.update(name + b"\0" + (path.read_bytes() if path.is_file() else b""))
     return digest.hexdigest()
 

@@ -133,13 +133,13 @@ class Gate:
 
     def replicate(self, write_line: Callable[[str], None]) -> None:
         """Measure in fresh processes, all before the first test, until there is nothing left to decide."""
-        root, local = self.config.rootpath, self.options.local
+        local = self.options.local
         with ExitStack() as stack:
             trees = [against.current_tree(self.config, self.benchmarks)]
             if self.options.against is not None:
                 base = against.checked_out(self.config, self.base_commit, local / "worktrees")
                 trees = [stack.enter_context(base), against.current_tree(self.config)]
-            facts = resume.facts(root, self.options, self.config.invocation_params.args, self.machine, self.base_commit)
+            facts = resume.facts(self.config, self.options, self.machine, self.base_commit)
             folder = resume.prepare_folder(local, facts, resuming=self.options.resume, write_line=write_line)
             self.replication = Replication(
                 trees=trees,
