@@ -32,8 +32,7 @@ def begin(gate: Gate, session: pytest.Session) -> None:
 
 def note_start(gate: Gate, item: pytest.Item) -> None:
     """Tell which benchmark is running, should this process not live to tell more."""
-    if gate.results is not None:
-        append(gate.results, event="start", nodeid=item.nodeid)
+    _tell(gate, event="start", nodeid=item.nodeid)
 
 
 def note_report(gate: Gate, item: pytest.Item, report: pytest.TestReport, fixture: object) -> None:
@@ -41,16 +40,25 @@ def note_report(gate: Gate, item: pytest.Item, report: pytest.TestReport, fixtur
     if gate.results is None:
         return
     if report.failed:
-        append(gate.results, event="failed", nodeid=item.nodeid, reason=_reason(report))
+        _tell(gate, event="failed", nodeid=item.nodeid, reason=_reason(report))
     elif report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-        append(gate.results, event="skipped", nodeid=item.nodeid, reason=reason.removeprefix("Skipped: "))
+        _tell(gate, event="skipped", nodeid=item.nodeid, reason=reason.removeprefix("Skipped: "))
     elif report.when == "teardown" and isinstance(fixture, GateFixture) and item.nodeid not in gate.failed:
         if fixture.observation is None:
             reason = "nothing was measured: does it call benchmark(...)?"
-            append(gate.results, event="failed", nodeid=item.nodeid, reason=reason)
+            _tell(gate, event="failed", nodeid=item.nodeid, reason=reason)
             return
-        append(gate.results, event="observation", nodeid=item.nodeid, observation=fixture.observation.to_json())
+        _tell(gate, event="observation", nodeid=item.nodeid, observation=fixture.observation.to_json())
+
+
+def _tell(gate: Gate, **event: object) -> None:
+    if gate.results is None:
+        return
+    try:
+        append(gate.results, **event)
+    except OSError as error:
+        pytest.exit(f"{gate.results}: results cannot be written: {error}")
 
 
 def _reason(report: pytest.TestReport) -> str:

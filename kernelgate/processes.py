@@ -157,11 +157,15 @@ def collect(results: Path, *, exit_status: str, output: str, seconds: float) -> 
 
 
 def events(results: Path) -> list[dict[str, Any]]:
-    """What was written whole: a process killed while it wrote leaves a line without its end."""
+    """What was written whole: who is killed as it writes leaves a line cut off, perhaps with the next one in it."""
     if not results.exists():
         return []
     lines = results.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def neutralise(option: Any) -> None:

@@ -130,9 +130,17 @@ class Replication:
             launcher = self._launchers.get(key)
             if launcher is None:
                 launcher = self._launchers[key] = self.launch(tree, device)
-        child = launcher.run(results, remaining, tree.plant)
-        append(results, event="end", exit_status=child.exit_status, seconds=child.seconds)
+        try:
+            child = launcher.run(results, remaining, tree.plant)
+            append(results, event="end", exit_status=child.exit_status, seconds=child.seconds)
+        except OSError as error:  # a full disk, or no process to be had
+            self.refusal = f"not measured: {self._name(number, tree)}: {error}"
+            return None
         return self._keep(number, tree, child, len(remaining))
+
+    def _name(self, number: int, tree: Tree) -> str:
+        name = f"process {number + 1} of {self.looks[-1]}"
+        return f"{tree.name} {name}" if len(self.trees) > 1 else name
 
     def _keep(self, number: int, tree: Tree, child: Child, asked: int) -> None:
         with self._lock:
@@ -142,9 +150,7 @@ class Replication:
             for nodeid, unobserved in child.unobserved.items():
                 pool.unobserved.setdefault(nodeid, unobserved)
             self.children.append(child)
-            which = f"process {number + 1} of {self.looks[-1]}"
-            if len(self.trees) > 1:
-                which = f"{tree.name} {which}"
+            which = self._name(number, tree)
             observed = f"{len(child.observations)} of {asked} benchmarks in {child.seconds:.1f} s"
             self.write_line(f"kernelgate: {which}: {observed}, {child.exit_status} · {self._progress(number)}")
             if child.exit_status != "exit status 0" and child.output:

@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from kernelgate import processes
+
 pytestmark = pytest.mark.correctness
 
 MISBEHAVING = """
@@ -143,6 +145,26 @@ class TestChildren:
         assert len(list((project.path / ".benchmarks").rglob("*.json"))) == 1
         failed = json.loads((project.path / ".pytest_cache" / "v" / "cache" / "lastfailed").read_text())
         assert list(failed) == ["test_it.py::test_work"]
+
+
+class TestResults:
+    def test_a_line_that_was_cut_off_is_no_event(self, tmp_path):
+        """As a killed process leaves it, or a full disk, with what its parent has to say behind it."""
+        results = tmp_path / "results"
+        processes.write_request(results, ["a", "b"])
+        processes.append(results, event="start", nodeid="a")
+        with results.open("a") as stream:
+            stream.write('{"event": "observa')
+        assert [event["event"] for event in processes.events(results)] == ["start"]
+        processes.append(results, event="end", exit_status="killed by SIGKILL", seconds=1.0)
+        processes.append(results, event="start", nodeid="b")
+        assert [event["event"] for event in processes.events(results)] == ["start", "start"]
+
+    @pytest.mark.parametrize("text", [None, ""])
+    def test_a_process_that_never_began_has_none(self, tmp_path, text):
+        if text is not None:
+            (tmp_path / "results").write_text(text)
+        assert processes.events(tmp_path / "results") == []
 
 
 class TestFailures:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-
 from kernelgate import resume
 from kernelgate.machine import Machine
 
