@@ -1,28 +1,25 @@
 """One run of the gate: find what to compare with, start the processes, decide on each benchmark, record."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernelgate import against, provenance, record, resume, selftest, stock
+from kernelgate import against, measuring, record, stock
 from kernelgate.baseline import Baseline, BaselineError, Entry
 from kernelgate.fixture import GateFixture
 from kernelgate.looks import is_slower, looks, settled
-from kernelgate.machine import Machine, detect, visible_devices
+from kernelgate.machine import Machine, detect
 from kernelgate.marker import judged_times, policy_of
 from kernelgate.metrics import Metric, Observation, merge, thin, write_metrics
 from kernelgate.options import Options, tolerance
-from kernelgate.processes import Child, Fresh, Launcher, Tree, Unobserved
+from kernelgate.processes import Child, Unobserved
 from kernelgate.reference import find_baseline, measured_entries
 from kernelgate.replicate import Pool, Replication
 from kernelgate.scope import in_scope
-from kernelgate.template import Forked
 from kernelgate.verdict import Outcome, Verdict, judge
 
 # Neither green nor an ordinary failure, so each has an exit code of its own.
@@ -132,43 +129,21 @@ class Gate:
             stock.hide_table(self.config)
 
     def replicate(self, write_line: Callable[[str], None]) -> None:
-        """Measure in fresh processes, all before the first test, until there is nothing left to decide."""
-        local = self.options.local
-        with ExitStack() as stack:
-            trees = [against.current_tree(self.config, self.benchmarks)]
-            if self.options.against is not None:
-                base = against.checked_out(self.config, self.base_commit, local / "worktrees")
-                trees = [stack.enter_context(base), against.current_tree(self.config)]
-            facts = resume.facts(self.config, self.options, self.machine, self.base_commit)
-            folder = resume.prepare_folder(local, facts, resuming=self.options.resume, write_line=write_line)
-            self.replication = Replication(
-                trees=trees,
-                devices=visible_devices(self.machine),
-                looks=self._looks,
-                folder=folder,
-                launch=lambda tree, device: self._launcher(tree, device, write_line),
-                write_line=write_line,
-            )
+        """Measure in other processes, all before the first test, until there is nothing left to decide."""
+        with measuring.prepared(
+            self.config,
+            self.options,
+            self.machine,
+            looks=self._looks,
+            benchmarks=self.benchmarks.keys(),
+            base_commit=self.base_commit,
+            write_line=write_line,
+        ) as self.replication:
             self.replication.run(self.benchmarks.keys(), self._decided)
             if self.options.selftest and not self.replication.refusal:
-                self.self_tested = self._run_plants(self.replication)
-
-    def _run_plants(self, unchanged: Replication) -> Path:
-        """Measure the planted faults of a self-test, and keep the record of all its processes."""
-        count = selftest.planted_processes(self.options.processes)
-        pools = {selftest.UNCHANGED: unchanged.pools[against.CURRENT]}
-        for plants, processes in ((selftest.TIME_PLANTS, count), (selftest.EXACT_PLANTS, 1)):
-            trees = [replace(unchanged.trees[-1], name=plant, plant=plant) for plant in plants]
-            planted = replace(unchanged, trees=trees, looks=(processes,), pools={}, children=[])
-            planted.run(self.benchmarks.keys(), lambda _: False)
-            pools |= planted.pools
-        now = datetime.now(UTC)
-        found = selftest.make_record(
-            self.machine, pools, commit=provenance.describe(self.config.rootpath), date=now.date().isoformat()
-        )
-        path = self.options.local / "selftests" / self.machine.name / f"{now:%Y%m%dT%H%M%S}.json"
-        selftest.write_record(found, path)
-        return path
+                self.self_tested = measuring.measure_plants(
+                    self.replication, self.benchmarks.keys(), self.options, self.machine, self.config.rootpath
+                )
 
     def refusal(self) -> str | None:
         """Why no benchmark can be measured in this run, if so."""
@@ -239,14 +214,6 @@ class Gate:
     @property
     def _looks(self) -> tuple[int, ...]:
         return looks(self.options.processes) if self.comparing else (self.options.processes,)
-
-    def _launcher(self, tree: Tree, device: str, write_line: Callable[[str], None]) -> Launcher:
-        environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
-        fresh = Fresh(tree, environment, self.options.timeout)
-        forking = (
-            self.machine.device["type"] == "cuda" if self.options.fork == "auto" else self.options.fork == "always"
-        )
-        return Forked(tree, environment, self.options.timeout, fresh, write_line) if forking else fresh
 
     def _decided(self, nodeid: str) -> bool:
         """Whether a look at a benchmark needs no further one. A red time does, once."""
