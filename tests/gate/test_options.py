@@ -1,7 +1,10 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from kernelgate.marker import policy_of
 
 pytestmark = pytest.mark.correctness
 
@@ -86,6 +89,44 @@ def test_the_marker_overrides_the_margin(project):
     result = project.compare()
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["REGRESSED *", "  test_strict *", "SAME *", "  test_tolerant *"])
+
+
+@pytest.mark.parametrize(("paired", "margin"), [(False, 0.04), (True, 0.01)])
+def test_judged_metrics_and_looks_share_the_probabilities_of_both_errors(paired, margin):
+    item = SimpleNamespace(
+        get_closest_marker=lambda name: None, config=SimpleNamespace(getini={"gate_margin": None}.get)
+    )
+    policy = policy_of(item, device="cuda:0", judged=40, looks=4, paired=paired)
+    assert (policy.alpha, policy.missed) == pytest.approx((0.01 / 160, 0.01 / 4))
+    assert (policy.margin, policy.paired) == (margin, paired)
+
+
+def test_a_run_counts_all_that_it_judges_and_every_look(project):
+    project.pytester.makepyfile(
+        test_it="""
+        import clock
+        import pytest
+
+        def test_one(benchmark):
+            benchmark(clock.work)
+
+        @pytest.mark.gate(eager_margin=0.1)
+        def test_two(benchmark):
+            benchmark(clock.work)
+        """
+    )
+    project.record("--gate-processes=1")
+    with (project.path / "conftest.py").open("a") as stream:
+        stream.write(
+            "\nfrom kernelgate import session"
+            "\nwhole = session.policy_of"
+            "\ndef policy_of(item, **more):"
+            "\n    print(item.name, 'judged', more['judged'], 'looks', more['looks'])"
+            "\n    return whole(item, **more)"
+            "\nsession.policy_of = policy_of\n"
+        )
+    result = project.run("--benchmark-compare", "--gate-processes=5", "-s")
+    result.stdout.fnmatch_lines(["*test_one judged 3 looks 2", "*test_two judged 3 looks 2"])
 
 
 def test_a_number_chooses_the_baseline(project):
