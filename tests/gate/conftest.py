@@ -36,6 +36,13 @@ CLOCK = """
         elapsed += seconds * float(os.environ.get("SLOWDOWN", "1")) * (1 + jitter)
 """
 
+# Pytest with an ear for Ctrl-C, to which a shell makes its background jobs deaf, and with them all they start.
+START = """\
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("pytest", run_name="__main__")
+"""
+
 BENCHMARK = """
     import clock
 
@@ -106,7 +113,7 @@ class Project:
         """Run pytest with the plugin and do not wait for it; what it shows goes to the file ``stdout``."""
         with (self.path / "stdout").open("w") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "pytest", *self.PLUGINS, *self.TIMING, "-p", "kernelgate.plugin", *arguments],
+                [sys.executable, "-c", START, *self.PLUGINS, *self.TIMING, "-p", "kernelgate.plugin", *arguments],
                 cwd=self.path,
                 stdout=output,
                 stderr=subprocess.STDOUT,
