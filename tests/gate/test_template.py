@@ -3,10 +3,10 @@
 import os
 import signal
 
-import psutil
 import pytest
 
 pytestmark = pytest.mark.correctness
+psutil = pytest.importorskip("psutil", reason="finds what is left running")
 
 # Forks share the process number that the clock took when it was imported, and tell each other apart by their files.
 FORKED = """
