@@ -7,21 +7,12 @@ import torch
 from torch import Tensor
 
 from ssd_kernels import get_ssd
+from ssd_kernels.checks import FLOATING
 from tests.correctness.budget import assert_same_computation, assert_within_budget, plain_torch, truth
-from tests.correctness.problems import TRITON_DTYPES, Problem
+from tests.correctness.problems import TRITON_DTYPES, Problem, in_each_dtype
 
 CARRIES = ["all", "none"]
-implementations = pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
-        for name, dtypes in {
-            "chunked": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
-            "triton": TRITON_DTYPES,
-        }.items()
-        for dtype in dtypes
-    ],
-)
+implementations = in_each_dtype(chunked=FLOATING, triton=TRITON_DTYPES)
 in_fp32 = pytest.mark.parametrize("name", ["chunked", "triton"])
 carries = pytest.mark.parametrize("carry", CARRIES)
 

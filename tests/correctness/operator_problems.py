@@ -11,25 +11,16 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ssd_kernels.checks import FLOATING
 from tests.correctness.budget import assert_within_budget
-from tests.correctness.problems import DEVICE, DT_REGIMES
+from tests.correctness.problems import DEVICE, DT_REGIMES, in_each_dtype
 
 # Channels: fewer than a block of the kernel, and more. In the interpreter every block costs milliseconds.
 CHANNELS = [24, 200] if DEVICE == "cuda" else [3, 130]
 MAX_LENGTH = 80 if DEVICE == "cuda" else 20
 # The interpreter truncates where a GPU rounds to bf16; these kernels have no product for it to get wrong in fp16.
 TRITON_DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
-implementations = pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")
-        for name, dtypes in {
-            "torch": [torch.float64, torch.float32, torch.bfloat16, torch.float16],
-            "triton": TRITON_DTYPES,
-        }.items()
-        for dtype in dtypes
-    ],
-)
+implementations = in_each_dtype(torch=FLOATING, triton=TRITON_DTYPES)
 in_fp32 = pytest.mark.parametrize("name", ["torch", "triton"])
 
 

@@ -4,10 +4,11 @@ import functools
 import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import event, strategies as st
 from torch import Tensor
@@ -25,6 +26,13 @@ DT_REGIMES = {
     "slow": (-9.0, 0.5, (1e-4, 1.0)),
     "fast": (100.0, 60.0, (1.0, 200.0)),
 }
+
+
+def in_each_dtype(**dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
+    """Parametrise a test over implementations by name, each in the dtypes that it takes."""
+    cases = [(name, dtype) for name, each in dtypes.items() for dtype in each]
+    names = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in cases]
+    return pytest.mark.parametrize(("name", "dtype"), cases, ids=names)
 
 
 @dataclass(frozen=True, kw_only=True)
