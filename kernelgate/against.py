@@ -12,6 +12,7 @@ import pytest
 
 import kernelgate
 from kernelgate.processes import FILES_VARIABLE, Tree
+from kernelgate.provenance import git
 
 BASE = "base"
 CURRENT = "current"
@@ -39,20 +40,19 @@ def current_tree(config: pytest.Config, benchmarks: Collection[str] | None = Non
 
 
 @contextmanager
-def checked_out(config: pytest.Config, reference: str, folder: Path) -> Iterator[Tree]:
+def checked_out(config: pytest.Config, commit: str, folder: Path) -> Iterator[Tree]:
     """The tree of a commit in a git worktree of its own, until the context ends.
 
     Args:
         config: The run's.
-        reference: Anything that git takes for a commit.
+        commit: As :func:`resolve` named it.
         folder: Where worktrees may be made, outside version control.
 
     Raises:
         pytest.UsageError: There is no git, no repository, or no such commit here.
     """
-    root = config.rootpath
-    top = Path(_git(root, "rev-parse", "--show-toplevel", wanted=f"--gate-against {reference}: a git repository"))
-    commit = resolve(root, reference)
+    wanted = f"--gate-against {commit}: a git repository"
+    top = Path(_git(config.rootpath, "rev-parse", "--show-toplevel", wanted=wanted))
     path = folder / commit[:12]
     _remove(top, path)  # what a killed run left
     _git(top, "worktree", "add", "--detach", "--force", str(path), commit, wanted=f"a worktree of {commit}")
@@ -68,10 +68,10 @@ def resolve(root: Path, reference: str) -> str:
     Raises:
         pytest.UsageError: It names none that this clone has; the message says what to fetch.
     """
-    found = _try_git(root, "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
+    found = git(root, "rev-parse", "--verify", "--quiet", f"{reference}^{{commit}}")
     if found is not None:
         return found
-    if _try_git(root, "rev-parse", "--is-shallow-repository") == "true":
+    if git(root, "rev-parse", "--is-shallow-repository") == "true":
         how = f"this clone is shallow: git fetch --unshallow, or git fetch --depth 1 origin {reference}"
     else:
         how = f"git fetch origin {reference}"
@@ -83,15 +83,15 @@ def forbidden_modules() -> list[str]:
     top = os.environ.get(FORBIDDEN_VARIABLE)
     if not top:
         return []
-    here, plugin = Path.cwd().resolve(), Path(kernelgate.__file__).resolve().parent
+    own = _worktree_of(Path.cwd().resolve()), Path(kernelgate.__file__).resolve().parent
     found = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not file:
             continue
         path = Path(file).resolve()
-        own = path.is_relative_to(_worktree_of(here)) or path.is_relative_to(plugin)
-        if path.is_relative_to(top) and not own and "site-packages" not in path.parts:
+        belongs = any(path.is_relative_to(folder) for folder in own)
+        if path.is_relative_to(top) and not belongs and "site-packages" not in path.parts:
             found.append(name)
     return sorted(found)
 
@@ -130,9 +130,9 @@ def _tree_at(config: pytest.Config, top: Path, path: Path, folder: Path) -> Tree
 
 def _remove(top: Path, path: Path) -> None:
     if path.exists():
-        _try_git(top, "worktree", "remove", "--force", str(path))
+        git(top, "worktree", "remove", "--force", str(path))
         shutil.rmtree(path, ignore_errors=True)  # what git no longer knows as a worktree
-    _try_git(top, "worktree", "prune")
+    git(top, "worktree", "prune")
 
 
 def _git(root: Path, *arguments: str, wanted: str) -> str:
@@ -143,8 +143,3 @@ def _git(root: Path, *arguments: str, wanted: str) -> str:
     if finished.returncode:
         raise pytest.UsageError(f"{wanted}: git {arguments[0]} failed: {finished.stderr.strip()}")
     return finished.stdout.strip()
-
-
-def _try_git(root: Path, *arguments: str) -> str | None:
-    finished = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
-    return finished.stdout.strip() if finished.returncode == 0 else None

@@ -37,8 +37,6 @@ def note_start(gate: Gate, item: pytest.Item) -> None:
 
 def note_report(gate: Gate, item: pytest.Item, report: pytest.TestReport, fixture: object) -> None:
     """Hand over what a benchmark showed, once nothing of it can fail any more; or that it failed, or was skipped."""
-    if gate.results is None:
-        return
     if report.failed:
         _tell(gate, event="failed", nodeid=item.nodeid, reason=_reason(report))
     elif report.skipped:

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import hashlib
 import statistics
 import time
 from collections.abc import Callable
@@ -107,6 +108,11 @@ class DeviceTimer:
 def device_timer(device: torch.device) -> DeviceTimer:
     """The process's timer of a device; its scratch buffer and clock are measured once."""
     return DeviceTimer(device)
+
+
+def identity(device: torch.device) -> str:
+    """What tells one GPU from another of its kind, without naming it to the world: a hash of its UUID."""
+    return hashlib.sha256(str(torch.cuda.get_device_properties(device).uuid).encode()).hexdigest()[:12]
 
 
 def warm_up(call: Callable[[], object], device: torch.device) -> None:

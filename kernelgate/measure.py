@@ -1,6 +1,5 @@
 """Everything measured about a call besides the rounds of its latency."""
 
-import hashlib
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -27,8 +26,10 @@ def observe(call: Callable[[], object] | None, samples: Sequence[float], declara
     details: dict[str, Any] = {"device": str(declaration.device or "cpu"), "toolchain": toolchain()}
     if declaration.asked or declaration.ran:
         details["implementation"] = {"asked": declaration.asked, "ran": declaration.ran}
-    if declaration.on_cuda:
-        details["device_id"] = cuda_identity(declaration.device)
+    if declaration.on_cuda and declaration.device is not None:
+        from kernelgate import cuda
+
+        details["device_id"] = cuda.identity(declaration.device)
     if call is not None:
         artifacts, details["kernels"] = triton_artifacts(call)
         metrics |= artifacts | _resources(call, declaration)
@@ -37,13 +38,6 @@ def observe(call: Callable[[], object] | None, samples: Sequence[float], declara
     metrics |= ceilings(declaration.device)
     metrics |= _derived(metrics, declaration)
     return Observation(samples=tuple(samples), metrics=metrics, details=details)
-
-
-def cuda_identity(device: Any) -> str:
-    """What tells one GPU from another of its kind, without naming it to the world: a hash of its UUID."""
-    import torch
-
-    return hashlib.sha256(str(torch.cuda.get_device_properties(device).uuid).encode()).hexdigest()[:12]
 
 
 def _resources(call: Callable[[], object], declaration: Declaration) -> dict[str, Metric]:

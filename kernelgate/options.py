@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from kernelgate.processes import CHILD_OPTION
+from kernelgate.project import BASELINES_DEFAULT, LOCAL_FOLDER
 from kernelgate.stock import STORAGE_DEFAULT, under_xdist
 from kernelgate.template import TEMPLATE_OPTION
 
 DEFAULT_REPLICATION = 4
-LOCAL_FOLDER = ".kernelgate"
 RESUME_OPTION = "--gate-resume"
 FORKS = ("auto", "always", "never")
 
@@ -113,7 +113,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("gate_margin", "Slowdown that counts as none (fraction)", type="float", default=None)
     parser.addini("gate_mde", "Slowdown beyond the margin that must be found (fraction)", type="float", default=None)
     parser.addini("gate_env_tolerance", "Difference of ceilings that is no difference", type="float", default=None)
-    parser.addini("gate_baselines", "Folder of the baselines, relative to rootdir", default="perf_baselines")
+    parser.addini("gate_baselines", "Folder of the baselines, relative to rootdir", default=BASELINES_DEFAULT)
     parser.addini("gate_machine", "Name of the machine class, instead of the detected one", default="")
 
 

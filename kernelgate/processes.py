@@ -170,12 +170,13 @@ def events(results: Path) -> list[dict[str, Any]]:
 
 def neutralise(option: Any) -> None:
     """Switch off everything in a child's options that compares, writes a file or waits for a person."""
-    for name in ("xmlpath", "benchmark_json", "benchmark_save", "benchmark_autosave", "benchmark_compare_fail"):
+    for name in (
+        *("xmlpath", "gate_record", "gate_against", "gate_markdown", "gate_json"),
+        *("benchmark_json", "benchmark_save", "benchmark_autosave", "benchmark_compare_fail", "benchmark_cprofile"),
+    ):
         setattr(option, name, None)
     for name in ("benchmark_compare", "benchmark_histogram", "benchmark_cprofile_dump"):
         setattr(option, name, [])
-    for name in ("benchmark_cprofile", "gate_record", "gate_against", "gate_markdown", "gate_json"):
-        setattr(option, name, None)
     option.gate_selftest = option.gate_resume = False
     option.usepdb = option.trace = False
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from _pytest.config.findpaths import locate_config
 
 BASELINES_DEFAULT = "perf_baselines"
+LOCAL_FOLDER = ".kernelgate"  # what a project's own machine knows, outside version control
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +41,12 @@ def find_project(folder: Path, baselines: Path | None = None) -> Project:
     values = {name: str(getattr(value, "value", value)) for name, value in keys.items()}
     chosen = root / values.get("gate_baselines", BASELINES_DEFAULT) if baselines is None else folder / baselines
     return Project(root=root, baselines=chosen, machine=values.get("gate_machine", ""))
+
+
+def ignored_by_git(folder: Path) -> Path:
+    """Make a folder, if it is not there, whose content git does not see."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.is_file() or not ignore.read_text():
+        ignore.write_text("*\n")
+    return folder

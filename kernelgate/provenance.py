@@ -17,13 +17,13 @@ def clean_commit(root: Path) -> str:
     Raises:
         ProvenanceError: There are uncommitted changes, or the commit is unknown.
     """
-    head = _git(root, "rev-parse", "HEAD")
+    head = git(root, "rev-parse", "HEAD")
     if head is None:
         commit = os.environ.get(COMMIT_VARIABLE, "")
         if not commit:
             raise ProvenanceError(f"{root} has no commit; for an exported tree name it in {COMMIT_VARIABLE}")
         return commit
-    changes = _git(root, "status", "--porcelain")
+    changes = git(root, "status", "--porcelain")
     if changes:
         raise ProvenanceError(f"{root} has uncommitted changes:\n{changes}")
     return head
@@ -31,19 +31,19 @@ def clean_commit(root: Path) -> str:
 
 def is_committed(path: Path) -> bool:
     """Whether git can bring a file back: what it has now is what the commit checked out has."""
-    stored = _git(path.parent, "rev-parse", "--verify", "--quiet", f"HEAD:./{path.name}")
-    return stored is not None and stored == _git(path.parent, "hash-object", "--", path.name)
+    stored = git(path.parent, "rev-parse", "--verify", "--quiet", f"HEAD:./{path.name}")
+    return stored is not None and stored == git(path.parent, "hash-object", "--", path.name)
 
 
 def describe(root: Path) -> str:
     """The commit checked out at a root, marked if there are uncommitted changes; the one named for an exported tree."""
-    head = _git(root, "rev-parse", "HEAD")
+    head = git(root, "rev-parse", "HEAD")
     if head is None:
         return os.environ.get(COMMIT_VARIABLE, "unknown")
-    return f"{head}-dirty" if _git(root, "status", "--porcelain") else head
+    return f"{head}-dirty" if git(root, "status", "--porcelain") else head
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
     """Output of a git command, None where it fails or there is no git."""
     try:
         finished = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)

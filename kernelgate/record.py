@@ -12,9 +12,8 @@ from kernelgate import baseline
 from kernelgate.baseline import Baseline, BaselineError
 from kernelgate.machine import Machine, toolchain
 from kernelgate.metrics import Metric
+from kernelgate.project import LOCAL_FOLDER, ignored_by_git
 from kernelgate.verdict import compare_ceilings
-
-LOCK_FOLDER = ".kernelgate"
 
 
 def stamp(document: dict[str, Any], machine: Machine, **facts: Any) -> None:
@@ -30,12 +29,7 @@ def stamp(document: dict[str, Any], machine: Machine, **facts: Any) -> None:
 
 def lock_file(root: Path) -> Path:
     """The file that serialises whoever changes baselines of a project, in a folder that git ignores."""
-    folder = root / LOCK_FOLDER
-    folder.mkdir(exist_ok=True)
-    ignore = folder / ".gitignore"
-    if not ignore.is_file() or not ignore.read_text():
-        ignore.write_text("*\n")
-    return folder / "baselines.lock"
+    return ignored_by_git(root / LOCAL_FOLDER) / "baselines.lock"
 
 
 def record(

@@ -1,6 +1,6 @@
 """What a run is compared with: a stored baseline, or another commit measured beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,11 @@ def find_baseline(config: pytest.Config, options: Options, machine: Machine) -> 
     return _load(find(folder, selector) if selector else files(folder)[-1], machine)
 
 
-def measured_entries(observations: Mapping[str, list[Observation]]) -> dict[str, Entry]:
-    """Entries as a baseline has them, of what was measured just now."""
-    return {
-        nodeid: Entry(metrics=merge(found), details=found[0].details, stored={})
-        for nodeid, found in observations.items()
-        if found
-    }
+def measured_entry(observations: Sequence[Observation]) -> Entry | None:
+    """An entry as a baseline has it, of what was measured just now; None where nothing was."""
+    if not observations:
+        return None
+    return Entry(metrics=merge(observations), details=observations[0].details, stored={})
 
 
 def _load(path: Path, machine: Machine) -> Baseline:

@@ -69,7 +69,7 @@ class Replication:
 
         Args:
             benchmarks: Node ids.
-            decided: Asked of each benchmark after each look but the last.
+            decided: Asked after each look of each benchmark that is still measured.
         """
         self.pools = {tree.name: Pool() for tree in self.trees}
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import pytest
 
 from kernelgate.machine import Machine, toolchain
 from kernelgate.options import RESUME_OPTION, Options
+from kernelgate.project import ignored_by_git
 
 ABOUT = "about.json"
 
@@ -49,8 +50,8 @@ def prepare_folder(local: Path, found: dict[str, str], *, resuming: bool, write_
             )
         write_line(f"kernelgate: going on with the run in {folder}")
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (local / ".gitignore").write_text("*\n")
+    ignored_by_git(local)
+    folder.mkdir(exist_ok=True)
     for path in folder.glob("*.json*"):
         path.unlink()
     about.write_text(json.dumps(found), encoding="utf-8")

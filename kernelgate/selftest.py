@@ -24,7 +24,6 @@ UNCHANGED = "unchanged"
 SLOWDOWNS = (0.01, 0.02, 0.03, 0.05)
 TIME_PLANTS = tuple(f"{SLOWER}:{fraction:g}" for fraction in SLOWDOWNS)
 EXACT_PLANTS = ("detuned", f"{BYTES}:512", LAUNCH, f"{ERROR}:1.25", COPY)
-PLANTS = (*TIME_PLANTS, *EXACT_PLANTS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from kernelgate.marker import judged_times, policy_of
 from kernelgate.metrics import Metric, Observation, merge, thin, write_metrics
 from kernelgate.options import Options, tolerance
 from kernelgate.processes import Child, Unobserved
-from kernelgate.reference import find_baseline, measured_entries
+from kernelgate.reference import find_baseline, measured_entry
 from kernelgate.replicate import Pool, Replication
 from kernelgate.scope import in_scope
 from kernelgate.verdict import Outcome, Verdict, judge
@@ -243,7 +243,7 @@ class Gate:
             return None, self._check_state(merged, details["device"])
         if self.options.against is not None:
             paired = [base[number] for number in sorted(base) if number in current]
-            entry = measured_entries({item.nodeid: paired}).get(item.nodeid)
+            entry = measured_entry(paired)
             absent = f"not in {self.base_commit[:10]}, or it fails there"
         else:
             entry = self.baseline.entries.get(item.nodeid) if self.baseline is not None else None
