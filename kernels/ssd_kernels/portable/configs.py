@@ -31,8 +31,8 @@ MAX_CONV_WIDTH = 4  # taps
 
 
 def causal_conv1d_config() -> Config:
-    """BLOCK_T: tokens; BLOCK_C: channels."""
-    return Config(block={"BLOCK_T": 16, "BLOCK_C": 128}, num_warps=4)
+    """BLOCK_T: tokens; ROWS: of them, at once; BLOCK_C: channels, eight of a thread's own."""
+    return Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
 
 
 def causal_conv1d_step_config() -> Config:
@@ -41,9 +41,9 @@ def causal_conv1d_step_config() -> Config:
 
 
 def gated_rms_norm_config(width: int) -> Config:
-    """BLOCK: elements of one norm held at once; a wider one is read twice, block by block."""
+    """BLOCK: elements of a norm held at once, a wider one is read twice; ROWS: of a program; STAGES: of them, loading."""
     block = min(_power_of_2(width), 16384)
-    return Config(block={"BLOCK": block}, num_warps=min(max(block // 1024, 1), 16))
+    return Config(block={"BLOCK": block, "ROWS": 1, "STAGES": 1}, num_warps=min(max(block // 1024, 1), 16))
 
 
 def ssd_step_config(headdim: int, d_state: int) -> Config:
