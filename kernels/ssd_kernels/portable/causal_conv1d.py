@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssd_kernels.checks import expect_cu_seqlens
 from ssd_kernels.conv_interface import check_conv
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import MAX_CONV_WIDTH, causal_conv1d_config
 from ssd_kernels.portable.library import define, device_of, expect_runnable
@@ -68,7 +69,8 @@ def _causal_conv1d(
         (*weight.stride(), 0 if bias is None else bias.stride(0), 0 if cu_seqlens is None else cu_seqlens.stride(0)),
     )
     with device_of(x):
-        _causal_conv1d_kernel[(units * triton.cdiv(channels, config.block["BLOCK_C"]),)](
+        launch(
+            _causal_conv1d_kernel, (units * triton.cdiv(channels, config.block["BLOCK_C"]),),
             x, weight, bias, initial_window, cu_seqlens, y, final_window, strides,
             seqlen, token_blocks, batch * token_blocks, nseqs, max(nseqs - 1, 0).bit_length(), channels,
             SILU=silu, WIDTH=weight.shape[1], **config.kwargs,
@@ -135,7 +137,7 @@ def _convolve(
     in_c = offs_c < channels
     x_ptrs = x_ptr + batch * x_strides[0] + offs_c * x_strides[2]
     y_ptrs = y_ptr + batch * seqlen * channels + offs_c
-    taps = ()  # the token's own first
+    taps: tl.tuple = ()  # the token's own first
     for k in tl.static_range(WIDTH):
         weight_ptrs = weight_ptr + offs_c * strides[2][0] + (WIDTH - 1 - k) * strides[2][1]
         taps += (tl.load(weight_ptrs, mask=in_c, other=0.0).to(tl.float32),)
@@ -148,7 +150,7 @@ def _convolve(
         first, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH
     )  # fmt: skip
     for t in range(first, tl.minimum(first + BLOCK_T, seqlen), ROWS):
-        rows = ()
+        rows: tl.tuple = ()
         for i in tl.static_range(ROWS):
             rows += (tl.load(x_ptrs + (t + i) * x_strides[1], mask=in_c & (t + i < seqlen)),)
         if stop >= tl.minimum(t + ROWS, seqlen):
@@ -185,7 +187,7 @@ def _weigh(row, before, taps, bias, SILU: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit
 def _inputs_before(token, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH: tl.constexpr):
     """The WIDTH - 1 inputs before a token, fp32, the latest first: before its sequence's start, those of the window."""
-    before = ()
+    before: tl.tuple = ()
     for k in tl.static_range(1, WIDTH):
         from_t = token - k
         in_x = (from_t >= start) & (from_t >= 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.conv_interface import check_conv_step
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.causal_conv1d import expect_width
 from ssd_kernels.portable.configs import causal_conv1d_step_config
@@ -56,7 +57,8 @@ def _causal_conv1d_step(
         (*weight.stride(), 0 if bias is None else bias.stride(0), 0 if slots is None else slots.stride(0)),
     )
     with device_of(x):
-        _causal_conv1d_step_kernel[(batch * triton.cdiv(channels, config.block["BLOCK_C"]),)](
+        launch(
+            _causal_conv1d_step_kernel, (batch * triton.cdiv(channels, config.block["BLOCK_C"]),),
             x, window, weight, bias, slots, y, strides, nslots, channels,
             SILU=silu, WIDTH=weight.shape[1], **config.kwargs,
         )  # fmt: skip

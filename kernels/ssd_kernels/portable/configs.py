@@ -41,7 +41,7 @@ def causal_conv1d_step_config() -> Config:
 
 
 def gated_rms_norm_config(width: int) -> Config:
-    """BLOCK: elements of a norm held at once, a wider one is read twice; ROWS: of a program; STAGES: of them, loading."""
+    """BLOCK: elements of a norm held at once, a wider one is read twice; ROWS: norms a program; STAGES: in flight."""
     block = min(_power_of_2(width), 16384)
     return Config(block={"BLOCK": block, "ROWS": 1, "STAGES": 1}, num_warps=min(max(block // 1024, 1), 16))
 

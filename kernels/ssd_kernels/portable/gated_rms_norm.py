@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.launching import launch
 from ssd_kernels.norm import check_norm
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import gated_rms_norm_config
@@ -55,7 +56,8 @@ def _gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: in
     (outer, middle, inner), y_strides, z_strides = zip(*expect_three_rows(y, z), strict=True)
     rows = outer * middle * inner
     with device_of(y):
-        _gated_rms_norm_kernel[(triton.cdiv(rows, config.block["ROWS"]) * groups,)](
+        launch(
+            _gated_rms_norm_kernel, (triton.cdiv(rows, config.block["ROWS"]) * groups,),
             y, z, weight, out, (*y_strides, y.stride(-1)), (*z_strides, z.stride(-1)), weight.stride(0),
             rows, middle, inner, eps,
             MERGED=outer == middle == 1, GROUPS=groups, WIDTH=width, **config.kwargs,
@@ -94,7 +96,7 @@ def _gated_rms_norm_kernel(
     offs = tl.arange(0, BLOCK)
     first_row = pid // GROUPS * ROWS
     if WIDTH <= BLOCK:
-        weight = tl.load(weight_ptr + offs * weight_stride, mask=offs < WIDTH, other=0.0)
+        weight = tl.load(weight_ptr + offs.to(tl.int64) * weight_stride, mask=offs < WIDTH, other=0.0)
         for i in tl.range(0, tl.minimum(rows - first_row, ROWS), num_stages=STAGES):
             row = first_row + i
             outer_row, middle_row, inner_row = _split_row(row, middle, inner, MERGED)
@@ -116,7 +118,9 @@ def _gated_rms_norm_kernel(
             scale = tl.rsqrt(tl.sum(squares, axis=0) / WIDTH + eps)
             for start in range(0, WIDTH, BLOCK):
                 gated = _gate(y_row, z_row, y_strides, z_strides, start + offs, WIDTH)
-                weight = tl.load(weight_ptr + (start + offs) * weight_stride, mask=start + offs < WIDTH, other=0.0)
+                weight = tl.load(
+                    weight_ptr + (start + offs).to(tl.int64) * weight_stride, mask=start + offs < WIDTH, other=0.0
+                )
                 out_row = out_ptr + row.to(tl.int64) * (GROUPS * WIDTH)
                 _store_weighed(gated * scale, weight, out_row, start + offs, WIDTH)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 _library = torch.library.Library("ssd_kernels", "FRAGMENT")
-
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 _INSTEAD = "take the implementation 'torch'"
 
@@ -53,8 +54,10 @@ def refuse_gradient(name: str, y: Tensor, *inputs: Tensor | None) -> Tensor:
 
 
 def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Make the device of a tensor the current one: Triton launches there."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    """Make the device of a tensor the current one, if it is not: Triton launches there."""
+    if not tensor.is_cuda or tensor.device.index == driver.active.get_current_device():
+        return _NOTHING
+    return torch.cuda.device(tensor.device)
 
 
 class _NoBackward(torch.autograd.Function):

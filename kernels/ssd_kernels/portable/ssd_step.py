@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.checks import expect_different_slots
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu, softplus
 from ssd_kernels.portable.configs import ssd_step_config
 from ssd_kernels.portable.library import define, device_of, expect_runnable, refuse_gradient
@@ -64,7 +65,8 @@ def _ssd_step(
         (*vectors, *skip),
     )  # fmt: skip
     with device_of(x):
-        _ssd_step_kernel[(batch * nheads * triton.cdiv(headdim, config.block["BLOCK_P"]),)](
+        launch(
+            _ssd_step_kernel, (batch * nheads * triton.cdiv(headdim, config.block["BLOCK_P"]),),
             state, x, dt, A, B, C, D, z, dt_bias, slots, y, strides, dt_low, dt_high, nslots, nheads,
             HEADS_PER_GROUP=nheads // B.shape[1], SOFTPLUS=dt_softplus, HEADDIM=headdim, D_STATE=d_state,
             DENSE=state.stride()[2:] == (d_state, 1), **config.kwargs,
