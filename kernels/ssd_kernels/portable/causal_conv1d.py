@@ -13,7 +13,7 @@ from ssd_kernels.conv_interface import check_conv
 from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import MAX_CONV_WIDTH, causal_conv1d_config
-from ssd_kernels.portable.library import define, device_of, expect_runnable
+from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def causal_conv1d(
@@ -36,8 +36,8 @@ def causal_conv1d(
     check_conv(x, weight, bias, activation, initial_window, cu_seqlens)
     expect_runnable("x", x)
     expect_width(weight)
-    y, final_window = torch.ops.ssd_kernels.causal_conv1d(
-        x, weight, bias, initial_window, cu_seqlens, activation == "silu", return_final_window
+    y, final_window = call(
+        "causal_conv1d", x, weight, bias, initial_window, cu_seqlens, activation == "silu", return_final_window
     )
     return (y, final_window) if return_final_window else y
 
@@ -93,6 +93,7 @@ define(
     "bool with_window) -> (Tensor, Tensor)",
     _causal_conv1d,
     _fake_causal_conv1d,
+    called=True,
 )
 
 

@@ -12,7 +12,7 @@ from ssd_kernels.launching import launch
 from ssd_kernels.norm import check_norm
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import gated_rms_norm_config
-from ssd_kernels.portable.library import define, device_of, expect_runnable
+from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: int = 1) -> Tensor:
@@ -26,7 +26,8 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: 
     check_norm(y, z, weight, eps, groups)
     expect_runnable("y", y)
     expect_runnable("z", z)
-    return torch.ops.ssd_kernels.gated_rms_norm(y, z, weight, eps, groups)  # type: ignore[no-any-return]
+    out: Tensor = call("gated_rms_norm", y, z, weight, eps, groups)
+    return out
 
 
 def expect_three_rows(y: Tensor, z: Tensor) -> list[tuple[int, int, int]]:
@@ -73,6 +74,7 @@ define(
     "gated_rms_norm(Tensor y, Tensor z, Tensor weight, float eps, int groups) -> Tensor",
     _gated_rms_norm,
     _fake_gated_rms_norm,
+    called=True,
 )
 
 

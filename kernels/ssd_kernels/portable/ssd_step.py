@@ -14,7 +14,7 @@ from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu, softplus
 from ssd_kernels.portable.configs import ssd_step_config
-from ssd_kernels.portable.library import define, device_of, expect_runnable, refuse_gradient
+from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 from ssd_kernels.step_interface import check_ssd_step
 
 
@@ -42,9 +42,8 @@ def ssd_step(
     """
     check_ssd_step(state, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_limit=dt_limit, slots=slots)
     expect_runnable("x", x)
-    with torch.no_grad():
-        y = torch.ops.ssd_kernels.ssd_step(state, x, dt, A, B, C, D, z, dt_bias, slots, dt_softplus, *dt_limit)
-    return refuse_gradient("ssd_step", y, state, x, dt, A, B, C, D, z, dt_bias)
+    y: Tensor = call("ssd_step", state, x, dt, A, B, C, D, z, dt_bias, slots, dt_softplus, *dt_limit)
+    return y
 
 
 def _ssd_step(
@@ -83,6 +82,7 @@ define(
     "Tensor? dt_bias, Tensor? slots, bool dt_softplus, float dt_low, float dt_high) -> Tensor",
     _ssd_step,
     _fake_ssd_step,
+    called=True,
 )
 
 
