@@ -132,7 +132,7 @@ def _convolve(
     """The outputs of BLOCK_T tokens from `first` on, ROWS at a time, all of whose loads are under way before any use.
 
     A thread keeps its channels: the inputs that the next tokens need stay in its registers, as `before`, the latest
-    first.
+    first. Where a packed sequence ends among the ROWS, they are worked on one by one.
     """
     x_strides = strides[0]
     in_c = offs_c < channels
@@ -147,21 +147,21 @@ def _convolve(
         bias = tl.load(bias_ptr + offs_c * strides[2][2], mask=in_c, other=0.0).to(tl.float32)
 
     sequence, start, stop = _sequence_at(first, batch, cu_ptr, strides[2][3], seqlen, nseqs, search_steps)
-    before = _inputs_before(
-        first, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH
-    )  # fmt: skip
+    before = _inputs_before(first, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH)
     for t in range(first, tl.minimum(first + BLOCK_T, seqlen), ROWS):
         rows: tl.tuple = ()
         for i in tl.static_range(ROWS):
             rows += (tl.load(x_ptrs + (t + i) * x_strides[1], mask=in_c & (t + i < seqlen)),)
-        if stop >= tl.minimum(t + ROWS, seqlen):
+        is_one_sequence = True
+        if cu_ptr is not None:
+            is_one_sequence = stop >= tl.minimum(t + ROWS, seqlen)
+        if is_one_sequence:
             for i in tl.static_range(ROWS):
                 row = rows[i].to(tl.float32)
                 y = _weigh(row, before, taps, bias, SILU, WIDTH).to(y_ptr.dtype.element_ty)
                 tl.store(y_ptrs + (t + i) * channels, y, mask=in_c & (t + i < seqlen))
                 before = (row,) + before[: WIDTH - 2]  # noqa: RUF005 -- Triton knows no star
         else:
-            # A sequence ends here, row by row then.
             for token in range(t, tl.minimum(t + ROWS, seqlen)):
                 if token >= stop:
                     sequence, start, stop = _sequence_at(
