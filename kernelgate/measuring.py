@@ -65,8 +65,8 @@ def prepared(
 
 def measure_plants(
     unchanged: Replication, benchmarks: Collection[str], options: Options, machine: Machine, root: Path
-) -> Path:
-    """Measure the planted faults of a self-test, and keep the record of all its processes.
+) -> list[Path]:
+    """Measure the planted faults of a self-test, and keep the records of all its processes.
 
     Args:
         unchanged: The processes of the tree as it is, which have run.
@@ -76,7 +76,7 @@ def measure_plants(
         root: The project's.
 
     Returns:
-        The record's file.
+        The records' files, one for each device.
     """
     pools = {selftest.UNCHANGED: unchanged.pools[against.CURRENT]}
     count = selftest.planted_processes(options.processes)
@@ -86,7 +86,9 @@ def measure_plants(
         planted.run(benchmarks, lambda _: False)
         pools |= planted.pools
     now = datetime.now(UTC)
-    record = selftest.make_record(machine, pools, commit=provenance.describe(root), date=now.date().isoformat())
-    path = options.local / selftest.FOLDER / machine.name / f"{now:%Y%m%dT%H%M%S}.json"
-    selftest.write_record(record, path)
-    return path
+    folder, paths = options.local / selftest.FOLDER / machine.name, []
+    for record in selftest.make_records(machine, pools, commit=provenance.describe(root), date=now.date().isoformat()):
+        device = record.facts["device_id"]
+        paths.append(folder / f"{now:%Y%m%dT%H%M%S}{f'-{device}' if device else ''}.json")
+        selftest.write_record(record, paths[-1])
+    return paths

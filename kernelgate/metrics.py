@@ -12,6 +12,8 @@ LATENCY = "latency_s"
 EAGER = "eager_s"
 ERROR = "numerical_error"
 LOAD = "foreign_load"
+FOREIGN = "foreign_programs"
+SLOWED = "slowed_samples"
 
 MAX_STORED_SAMPLES = 200
 

@@ -36,7 +36,7 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanProblem:
-    """One SSD call of Bamba-9B's mixer."""
+    """One SSD call of a mixer, by default of Bamba-9B's."""
 
     ssm: str
     batch: int
@@ -51,7 +51,10 @@ class ScanProblem:
     @property
     def name(self) -> str:
         """What the problem is called in tables and baselines."""
-        return f"{self.ssm}-{self.carry}-q{self.chunk_size}-{self.batch}x{self.seqlen}"
+        parts = [self.ssm, self.carry, f"q{self.chunk_size}", f"{self.batch}x{self.seqlen}"]
+        if (self.nheads, self.headdim, self.ngroups, self.d_state) != (128, 64, 1, 128):
+            parts.append(f"h{self.nheads}p{self.headdim}g{self.ngroups}n{self.d_state}")
+        return "-".join(parts)
 
     @property
     def tokens(self) -> int:
@@ -101,11 +104,23 @@ class ScanProblem:
 if ON_GPU:
     SCANS = [
         ScanProblem(ssm="triton", batch=1, seqlen=1024),
+        ScanProblem(ssm="triton", batch=1, seqlen=2048),
         ScanProblem(ssm="triton", batch=1, seqlen=8192),
+        ScanProblem(ssm="triton", batch=1, seqlen=32768),
+        ScanProblem(ssm="triton", batch=1, seqlen=131072),
         ScanProblem(ssm="triton", batch=8, seqlen=2048),
+        ScanProblem(ssm="triton", batch=32, seqlen=1024),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, chunk_size=64),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, chunk_size=128),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, carry="none"),
+        ScanProblem(ssm="triton", batch=1, seqlen=32768, carry="none"),
+        # The shapes of other hybrid models: Falcon-H1-1.5B, Mamba-2-2.7B, Zamba2-7B, Nemotron-H-8B, Falcon-H1-34B.
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=48, d_state=256),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=80),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=112, ngroups=2, d_state=64),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, ngroups=8),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=32, headdim=128, ngroups=2, d_state=256),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=24, headdim=128, d_state=256),
         ScanProblem(ssm="chunked", batch=1, seqlen=2048),
     ]
     MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 8192, 2048, [1, 64]
