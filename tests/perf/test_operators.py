@@ -134,8 +134,9 @@ def test_causal_conv1d_step(benchmark, batch):
 @pytest.mark.parametrize(
     ("batch", "dtype"),
     [
-        pytest.param(batch, dtype, id=f"bamba-9b-b{batch}-{str(dtype).removeprefix('torch.')}")
-        for batch, dtype in [(1, torch.float32), (64, torch.float32), (64, torch.bfloat16), (256, torch.bfloat16)]
+        pytest.param(batch, getattr(torch, dtype), id=f"bamba-9b-b{batch}-{dtype}")
+        for dtype, batches in {"float32": (1, 64, 256), "bfloat16": (64, 256, 1024), "float16": (64,)}.items()
+        for batch in batches
     ],
 )
 def test_ssd_step(benchmark, batch, dtype):
