@@ -1,5 +1,6 @@
 """What an invocation measures in other processes: its own tree, or another commit's beside it, or planted faults."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -40,7 +41,7 @@ def prepared(
     """
 
     def launch(tree: Tree, device: str) -> Launcher:
-        environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
+        environment = {"CUDA_VISIBLE_DEVICES": device} if device else _same_threads()
         fresh = Fresh(tree, environment, options.timeout)
         times_the_gpu = machine.device["type"] == "cuda"
         if options.fork == "always" or (options.fork == "auto" and times_the_gpu):
@@ -92,3 +93,9 @@ def measure_plants(
         paths.append(folder / f"{now:%Y%m%dT%H%M%S}{f'-{device}' if device else ''}.json")
         selftest.write_record(record, paths[-1])
     return paths
+
+
+def _same_threads() -> dict[str, str]:
+    """As many threads in every process as torch would take here, whatever cores are to be had when one starts."""
+    torch = sys.modules.get("torch")
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads())} if torch is not None else {}

@@ -14,6 +14,7 @@ ERROR = "numerical_error"
 LOAD = "foreign_load"
 FOREIGN = "foreign_programs"
 SLOWED = "slowed_samples"
+THREADS = "threads"
 
 MAX_STORED_SAMPLES = 200
 

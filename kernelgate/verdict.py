@@ -11,12 +11,12 @@ metric, shared by the looks at it.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kernelgate.estimate import Difference, compare
-from kernelgate.metrics import EAGER, ERROR, FOREIGN, LATENCY, LOAD, SLOWED, Metric
+from kernelgate.metrics import EAGER, ERROR, FOREIGN, LATENCY, LOAD, SLOWED, THREADS, Metric
 from kernelgate.units import percent, quantity, rate
 
 RESOLUTION_SECONDS = 0.5e-6
@@ -109,6 +109,7 @@ def judge(
     regressions, notes = compare_exact(baseline, current, policy.allow, same_toolchain=same_toolchain)
     unfit = [
         *compare_ceilings(baseline, current, policy.env_tolerance),
+        *_other_threads(baseline, current),
         *disturbances(current, policy.load_tolerance, policy.slowed_tolerance),
     ]
     outcomes, reasons, latency = {Outcome.SAME}, list(regressions), None
@@ -241,6 +242,19 @@ def compare_ceilings(baseline: Mapping[str, Metric], current: Mapping[str, Metri
         and name in current
         and abs(math.log(current[name].typical / before.typical)) > math.log1p(tolerance)
     ]
+
+
+def _other_threads(baseline: Mapping[str, Metric], current: Mapping[str, Metric]) -> list[str]:
+    if THREADS not in baseline or THREADS not in current:
+        return []
+    was, now = (set(metrics[THREADS].values) for metrics in (baseline, current))
+    if was == now:
+        return []
+    return [f"expected the baseline's number of threads, {_listed(was)}, found {_listed(now)}: see OMP_NUM_THREADS"]
+
+
+def _listed(numbers: Collection[float]) -> str:
+    return ", ".join(f"{number:.0f}" for number in sorted(numbers))
 
 
 def disturbances(

@@ -21,6 +21,11 @@ pytestmark = pytest.mark.correctness
 
 H200 = Path(__file__).resolve().parents[2] / "perf_baselines" / "nvidia-h200-140gib" / "selftests"
 NAME = "test_it.py::test_work"
+# 5 and 7 µs: a hundredth is two ticks of the device's clock.
+SHORT = {
+    "tests/perf/test_operators.py::test_ssd_step[bamba-9b-b1-float32]",
+    "tests/perf/test_operators.py::test_causal_conv1d_step[bamba-9b-b64]",
+}
 
 
 def record(values, **planted):
@@ -221,8 +226,10 @@ class TestCurve:
         )
         assert outcomes["SAME"] >= 0.95 * outcomes.total()
         for name, each in found.benchmarks.items():
-            assert each.spread <= 0.003, name
+            assert each.spread <= (0.013 if name in SHORT else 0.003), name
             assert each.found["slower:0.03"][1] >= 0.99, name
+            assert all(each.exact.values()), name
+        assert sum(len(each.exact) for each in found.benchmarks.values()) >= 70
 
 
 def test_the_command_prints_the_curve(capsys, monkeypatch):
