@@ -58,7 +58,7 @@ def _causal_conv1d(
     nseqs = x.shape[0] if cu_seqlens is None else expect_cu_seqlens(cu_seqlens, x)
     y, final_window = _fake_causal_conv1d(x, weight, bias, initial_window, cu_seqlens, silu, with_window)
     batch, seqlen, channels = x.shape
-    config = causal_conv1d_config()
+    config = causal_conv1d_config(packed=cu_seqlens is not None)
     token_blocks = triton.cdiv(seqlen, config.block["BLOCK_T"])
     units = batch * token_blocks + final_window.shape[0]
     if units * channels == 0:

@@ -31,15 +31,17 @@ CHUNK_TABLE = Config(block={"BLOCK": 256}, num_warps=1)
 CHUNK_CUMSUM = Config(block={"BLOCK_H": 1}, num_warps=4)
 STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
 
-CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
-CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 256}, num_warps=4)
+CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_warps=1)
+# The search for the sequence of a program's first token keeps registers that wide rows would spill.
+CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 128, "ROWS": 4, "BLOCK_C": 256}, num_warps=1)
+CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 128}, num_warps=4)
 
 MAX_CONV_WIDTH = 4  # taps
 
 
-def causal_conv1d_config() -> Config:
-    """BLOCK_T: tokens; ROWS: of them, at once; BLOCK_C: channels, eight of a thread's own."""
-    return _pinned("causal_conv1d") or CAUSAL_CONV1D
+def causal_conv1d_config(packed: bool) -> Config:
+    """BLOCK_T: tokens; ROWS: of them, at once; BLOCK_C: channels, side by side in a thread."""
+    return _pinned("causal_conv1d") or (CAUSAL_CONV1D_PACKED if packed else CAUSAL_CONV1D)
 
 
 def causal_conv1d_step_config() -> Config:
@@ -66,8 +68,8 @@ def _gated_rms_norm(width: int) -> Config:
 @cache
 def _ssd_step(headdim: int, d_state: int) -> Config:
     block_n = _power_of_2(d_state)
-    block_p = min(_power_of_2(headdim), max(1, 4096 // block_n))
-    return Config(block={"BLOCK_P": block_p, "BLOCK_N": block_n}, num_warps=4)
+    block_p = min(_power_of_2(headdim), max(1, 2048 // block_n))
+    return Config(block={"BLOCK_P": block_p, "BLOCK_N": block_n}, num_warps=1)
 
 
 def _pinned(kernel: str, *sizes: int) -> Config | None:
