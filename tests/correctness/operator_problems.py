@@ -18,7 +18,7 @@ from tests.correctness.problems import DEVICE, DT_REGIMES, in_each_dtype
 
 # Channels: fewer than a block of the kernel, and more. In the interpreter every block costs milliseconds.
 CHANNELS = [24, 200] if DEVICE == "cuda" else [3, 130]
-BLOCK_T = causal_conv1d_config().block["BLOCK_T"]  # tokens of a program of the convolution
+BLOCK_T = max(causal_conv1d_config(packed).block["BLOCK_T"] for packed in (False, True))  # tokens of a program
 MAX_LENGTH = 3 * BLOCK_T if DEVICE == "cuda" else BLOCK_T + 8
 # The interpreter truncates where a GPU rounds to bf16; these kernels have no product for it to get wrong in fp16.
 TRITON_DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")

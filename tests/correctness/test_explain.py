@@ -92,8 +92,8 @@ def test_its_text_has_a_line_for_each_kernel():
     lines = str(explain("mixer_step", implementation="triton", **CALLS["mixer_step"]())).splitlines()
     assert lines == [
         "mixer_step: 'triton', ssd_kernels.portable.mixer_step:mixer_step: asked for by name",
-        "  _causal_conv1d_step_kernel(BLOCK_C=256, num_warps=4, num_stages=2): one for every call",
-        "  _ssd_step_kernel(BLOCK_P=4, BLOCK_N=8, num_warps=4, num_stages=2): headdim=4, d_state=8; state in float32",
+        "  _causal_conv1d_step_kernel(BLOCK_C=128, num_warps=4, num_stages=2): one for every call",
+        "  _ssd_step_kernel(BLOCK_P=4, BLOCK_N=8, num_warps=1, num_stages=2): headdim=4, d_state=8; state in float32",
     ]
 
 

@@ -139,7 +139,9 @@ def test_every_device_has_compiled_kernels_of_its_own(kernel, device):
     assert [compiled.launches[0][3] for compiled in compiled_of(kernel)] == [5, 6]  # each on its device's stream
 
 
-@pytest.mark.parametrize("value", [object(), (1, 0.5), (True,), ((1, None),)], ids=str)
+@pytest.mark.parametrize(
+    "value", [object(), (1, 0.5), (True,), ((1, None),)], ids=["object", "float", "bool", "nested"]
+)
 def test_what_is_not_known_goes_through_triton_every_time(kernel, value):
     for _ in range(2):
         launch(kernel, (1,), *arguments(strides=value), FLAG=True)

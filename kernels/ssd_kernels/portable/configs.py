@@ -33,13 +33,13 @@ STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
 
 CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_warps=1)
 # The search for the sequence of a program's first token keeps registers that wide rows would spill.
-CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 128, "ROWS": 4, "BLOCK_C": 256}, num_warps=1)
+CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 64, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
 CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 128}, num_warps=4)
 
 MAX_CONV_WIDTH = 4  # taps
 
 
-def causal_conv1d_config(packed: bool) -> Config:
+def causal_conv1d_config(packed: bool = False) -> Config:
     """BLOCK_T: tokens; ROWS: of them, at once; BLOCK_C: channels, side by side in a thread."""
     return _pinned("causal_conv1d") or (CAUSAL_CONV1D_PACKED if packed else CAUSAL_CONV1D)
 
