@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bamba.config import PRESETS
 from ssd_kernels import get_op
+from ssd_kernels.portable.pinned import imposed
 from ssd_kernels.registry import target
 from tests.perf.problems import DEVICE, DTYPE, MIXER_ERROR, ON_GPU, SCAN_ERROR, relative_error
 
@@ -79,6 +80,25 @@ def fixed_state(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, dt_bias: Tensor) ->
     return (gain[..., None] * x.double())[..., None] * heads[:, :, None, :]
 
 
+# Of each kernel a configuration that works and is slow.
+DETUNED = {
+    "causal_conv1d": {"block": {"BLOCK_T": 8, "ROWS": 1, "BLOCK_C": 64}, "num_warps": 1, "num_stages": 2},
+    "causal_conv1d_step": {"block": {"BLOCK_C": 8192}, "num_warps": 1, "num_stages": 2},
+    "gated_rms_norm": {"block": {"BLOCK": 256, "ROWS": 1, "STAGES": 1}, "num_warps": 1, "num_stages": 2},
+    "ssd_step": {"block": {"BLOCK_P": 1, "BLOCK_N": D_STATE}, "num_warps": 1, "num_stages": 2},
+}
+
+
+def detuned(operator: str, call: Any) -> Any:
+    """The operator in that configuration."""
+
+    def other(**arguments: Any) -> Any:
+        with imposed(operator, DETUNED[operator]):
+            return call(**arguments)
+
+    return other
+
+
 def measure(benchmark, operator: str, *, tokens: int, exact: Tensor, budget: float, nbytes: int, **arguments: Any):
     """Benchmark the Triton implementation of an operator on these arguments."""
     call = get_op(operator, "triton")
@@ -91,6 +111,7 @@ def measure(benchmark, operator: str, *, tokens: int, exact: Tensor, budget: flo
         graph=True,
         asked="triton",
         ran=target(operator, "triton"),
+        plants={"detuned": detuned(operator, call)} if operator in DETUNED else None,
     )
     with torch.inference_mode():
         benchmark(call, **arguments)

@@ -50,7 +50,8 @@ def _causal_conv1d(
     nseqs = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     if x.numel() or (return_final_window and nseqs * x.shape[2]):
         with_window = ", final windows in the same launch" if return_final_window else ""
-        yield "_causal_conv1d_kernel", configs.causal_conv1d_config(), f"one for every call{with_window}"
+        config = configs.causal_conv1d_config(packed=cu_seqlens is not None)
+        yield "_causal_conv1d_kernel", config, f"one for every call{with_window}"
 
 
 def _causal_conv1d_step(x: Tensor, weight: Tensor, **_: Any) -> Iterator[Launch]:
