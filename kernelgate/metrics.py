@@ -16,6 +16,8 @@ FOREIGN = "foreign_programs"
 SLOWED = "slowed_samples"
 THREADS = "threads"
 
+SEVERAL = "several"  # the identity of a device where processes ran on more than one
+
 MAX_STORED_SAMPLES = 200
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from kernelgate.baseline import Baseline
 from kernelgate.machine import Machine, toolchain
-from kernelgate.metrics import LATENCY, Metric, Observation, merge, read_metrics, write_metrics
+from kernelgate.metrics import LATENCY, SEVERAL, Metric, Observation, merge, read_metrics, write_metrics
 from kernelgate.plants import BYTES, COPY, ERROR, LAUNCH, SLOWER
 from kernelgate.replicate import Pool
 
@@ -97,10 +97,11 @@ def read_record(path: Path) -> Record:
 def record_of(baseline: Baseline) -> Record | None:
     """The processes that a baseline was made of, as a record of the unchanged tree.
 
-    None where they did not all run on one device, or on one that is not known: pairs of them would compare devices.
+    None where they ran on several devices: pairs of them would compare devices. One from before devices had an identity
+    was measured on one.
     """
-    devices = {entry.details.get("device_id") for entry in baseline.entries.values()}
-    if len(devices) != 1 or None in devices:
+    devices = {entry.details.get("device_id", baseline.path.name) for entry in baseline.entries.values()}
+    if len(devices) != 1 or SEVERAL in devices:
         return None
     unchanged = {nodeid: _kept(entry.metrics, only_time=False) for nodeid, entry in baseline.entries.items()}
     commit = baseline.document.get("commit_info", {}).get("id", "")

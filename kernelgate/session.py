@@ -14,7 +14,7 @@ from kernelgate.fixture import GateFixture
 from kernelgate.looks import is_slower, looks, settled
 from kernelgate.machine import Machine, detect
 from kernelgate.marker import judged_times, policy_of
-from kernelgate.metrics import Metric, Observation, merge, thin, write_metrics
+from kernelgate.metrics import SEVERAL, Metric, Observation, merge, thin, write_metrics
 from kernelgate.options import Options, tolerance
 from kernelgate.processes import Child, Unobserved
 from kernelgate.reference import find_baseline, measured_entry
@@ -283,8 +283,8 @@ class Gate:
 
 
 def _common_details(observations: Sequence[Observation]) -> Mapping[str, Any]:
-    """The details of the last observation, and no device's identity where several measured."""
+    """The details of the last observation, but for the device's identity where several measured."""
     details = dict(observations[-1].details)
     if len({each.details.get("device_id") for each in observations}) > 1:
-        del details["device_id"]
+        details["device_id"] = SEVERAL
     return details
