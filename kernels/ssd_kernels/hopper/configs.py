@@ -1,12 +1,15 @@
-"""Every launch configuration of the Hopper kernels, pinned; none is searched for at run time.
+"""Every launch configuration of the Hopper kernels, and the rule that picks one; none is searched for at run time.
 
 Chosen on an H200; `docs/kernel_log.md` has the measurements.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
+
+from ssd_kernels.interface import Sizes
 
 CHUNK = 64  # tokens worked on at once
 PART = 64  # channels of a head that a warpgroup works on
@@ -16,9 +19,9 @@ GROUP = 4  # chunks whose decay may be scaled together
 # that sums of values up to 2^27 stay within fp32.
 RANGE = tl.constexpr(200.0)
 GROUP_RANGE = tl.constexpr(128.0)
-# Of steep chunks, running sums are integers in units of 2^-STEEP_BITS, and a step is at most STEEP_STEP: 2^-192 is zero
-# in fp32 whatever it multiplies, and 64 such steps stay within 32 bits.
-STEEP_BITS = tl.constexpr(17)
+# Of steep chunks, running sums are integers in units of STEEP_UNIT, and a step is at most STEEP_STEP: 2^-192 is zero in
+# fp32 whatever it multiplies, and 64 such steps stay within 32 bits.
+STEEP_UNIT = tl.constexpr(2.0**-17)
 STEEP_STEP = tl.constexpr(192.0)
 
 NEGLIGIBLE = 40.0  # of a state that decays by more, in powers of two, nothing is left beside what is added later
@@ -26,7 +29,7 @@ NEGLIGIBLE = 40.0  # of a state that decays by more, in powers of two, nothing i
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Tile sizes of a kernel that the launcher chooses, and how Triton compiles it."""
+    """Tile sizes of a kernel in plain Triton, and how Triton compiles it."""
 
     block: dict[str, int]
     num_warps: int
@@ -38,9 +41,13 @@ class Config:
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+PREPARE = Config(block={"BLOCK_H": 8, "BLOCK_S": 64}, num_warps=4)
+SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """How a sequence is shared between programs: segments, one a program; and the pieces whose states are found first."""
+    """How a sequence is shared between programs: segments, one a program; and pieces, whose states are found first."""
 
     segments: int = 1
     pieces_of_segment: int = 1
@@ -52,15 +59,15 @@ class Cut:
 
     @property
     def pieces_before_last(self) -> int:
-        """Those that a later segment begins after."""
+        """Those that the state of a later segment needs."""
         return self.pieces - self.pieces_of_segment
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanConfig:
-    """How the scan is shared between warpgroups and programs.
+    """How the scan is shared between programs and warpgroups.
 
-    consumers: warpgroups of a program, each with one part of a head; they share B, C and CB.
+    consumers: warpgroups of a program that compute, each with one part of a head; they share B, C and CB.
     stages: chunks in shared memory at once.
     panels: tiles that a row of B, C or the state is cut into.
     """
@@ -68,7 +75,7 @@ class ScanConfig:
     consumers: int
     stages: int
     panels: int = 1
-    registers: int = 240  # of a thread of the second warpgroup
+    registers: int = 240  # of a thread of the second such warpgroup
     cut: Cut = Cut()
 
     @property
@@ -80,5 +87,59 @@ class ScanConfig:
         }  # fmt: skip
 
 
-SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
-PREPARE = Config(block={"BLOCK_H": 8, "BLOCK_S": 64}, num_warps=4)
+# (d_state, consumers): as many stages as shared memory holds, and panels.
+_TILES = {(64, 1): (5, 1), (64, 2): (4, 1), (128, 1): (4, 1), (128, 2): (3, 1)}
+D_STATES = tuple(sorted({d_state for d_state, _ in _TILES}))
+
+# Microseconds on an H200, at full load: of a chunk, by consumers; of filling the stages; of a launch of the states
+# before segments and of a chunk in it. A cut has to gain more than a twentieth.
+_CHUNK_TIME = {1: 1.0, 2: 1.55}
+_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.95
+_MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 8, 16
+
+
+def scan_config(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
+    """The configuration for a call on a GPU of `sms` multiprocessors; `period`: chunks from restart to restart.
+
+    The one that is estimated to be fastest, by constants measured once: the same sizes always give the same.
+    """
+    best, best_time = None, 0.0
+    for consumers, segments in itertools.product((2, 1), range(1, _MAX_SEGMENTS + 1)):
+        if _parts(sizes) // sizes.ngroups % consumers or not _may_cut(sizes, period, segments):
+            continue
+        time = _estimate(sizes, period, sms, consumers, segments)
+        if best is None or time < best_time * (_WORTHWHILE if segments > 1 else 1.0):
+            best, best_time = (consumers, segments), time
+    assert best is not None, "one consumer and one segment always fit"  # noqa: S101 -- not of user input
+    consumers, segments = best
+    stages, panels = _TILES[sizes.d_state, consumers]
+    pieces = 1
+    if segments > 1 and period is None:
+        pieces = min(max(1, -(-_chunks(sizes) // segments) // _CHUNKS_OF_A_PIECE), _MAX_PIECES)
+    cut = Cut(segments=segments, pieces_of_segment=pieces)
+    return ScanConfig(consumers=consumers, stages=stages, panels=panels, cut=cut)
+
+
+def _estimate(sizes: Sizes, period: int | None, sms: int, consumers: int, segments: int) -> float:
+    rows, chunks = sizes.state_shape[0], _chunks(sizes)
+    waves = -(-rows * _parts(sizes) // consumers * segments // sms)
+    time = waves * (_FILL_TIME + -(-chunks // segments) * _CHUNK_TIME[consumers])
+    if segments > 1 and period is None:
+        states = rows * _parts(sizes) * chunks * (segments - 1) / segments
+        time += _STATES_TIME + _STATE_CHUNK_TIME * states / sms
+    return time
+
+
+def _may_cut(sizes: Sizes, period: int | None, segments: int) -> bool:
+    """Whether segments are not too short to be worth it; where the state restarts, of whole periods."""
+    shortest = 2 * GROUP if period is None else period
+    return segments == 1 or segments * shortest <= _chunks(sizes)
+
+
+def _parts(sizes: Sizes) -> int:
+    return sizes.nheads * sizes.headdim // PART
+
+
+def _chunks(sizes: Sizes) -> int:
+    """Of a sequence; of packed ones, on average."""
+    return -(-sizes.seqlen // (CHUNK * max(1, sizes.nseqs or 1)))

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_kernels.hopper.configs import CHUNK, GROUP, GROUP_RANGE, PREPARE, RANGE, STEEP_BITS, STEEP_STEP
+from ssd_kernels.hopper.configs import CHUNK, GROUP, GROUP_RANGE, PREPARE, RANGE, STEEP_STEP, STEEP_UNIT
 from ssd_kernels.hopper.slots import CUT, slot_bounds
 from ssd_kernels.interface import Sizes
 from ssd_kernels.portable.activations import softplus
@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
 
     CB: (batch, nslots, ngroups, CHUNK, CHUNK) in the dtype of B.
     factors: (batch, nheads, nslots, 4 · CHUNK) bf16: w rounded, what that rounding left, and u, in fp32. Of a steep
-        chunk w_j is dt_j 2^(a_last − a_j), and in place of u stands a as an integer, in units of 2^−STEEP_BITS.
+        chunk w_j is dt_j 2^(a_last − a_j), and in place of u stands a as an integer, in units of STEEP_UNIT.
     exponents: (batch, nheads, nslots, EXPONENTS) fp32: TOTAL, a of the last token; OPENING and CLOSING, by which the
         state is scaled before and after the chunk; TO_END, by which w is, so that it decays to the end of the chunk;
         STEEP, 1 of a steep chunk and else 0.
@@ -202,13 +202,13 @@ def _store_decays(
     if tl.max(steep.to(tl.int32)) > 0:
         # Integers, so that two long sums may cancel exactly; a step beyond what fp32 can hold is as good as the bound.
         bounded = tl.minimum(tl.maximum(tl.where(dA == dA, dA, 0.0), -STEEP_STEP), STEEP_STEP)
-        exact = tl.cumsum(tl.floor(bounded * (1 << STEEP_BITS) + 0.5).to(tl.int32), 2)
+        exact = tl.cumsum(tl.floor(bounded / STEEP_UNIT + 0.5).to(tl.int32), 2)
         last = tl.sum(tl.where((offs_q == CHUNK - 1)[None, None, :], exact, 0), 2)
-        w = dt * tl.exp2((last[:, :, None] - exact).to(tl.float32) * (1.0 / (1 << STEEP_BITS)))
+        w = dt * tl.exp2((last[:, :, None] - exact).to(tl.float32) * STEEP_UNIT)
         _store_in_two(factors_ptrs[0] + factor_rows, w, steep[:, :, None], CHUNK)
         tl.store(factors_ptrs[1] + u_rows, exact.to(tl.float32, bitcast=True), mask=steep[:, :, None])
         tl.store(steps_ptr + (rows * CHUNK)[:, :, None] + offs_q[None, None, :], dt, mask=steep[:, :, None])
-        steep_total = last.to(tl.float32) * (1.0 / (1 << STEEP_BITS))
+        steep_total = last.to(tl.float32) * STEEP_UNIT
         total = tl.where(flat, total, steep_total)
         opening = tl.where(flat, opening, steep_total)
         closing = tl.where(flat, closing, 0.0)

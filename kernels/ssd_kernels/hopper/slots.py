@@ -31,7 +31,7 @@ def sequence_bounds(sequence, cu_seqlens_ptr, cu_stride, seqlen):
 
 @triton.jit
 def slot_bounds(slots, cu_seqlens_ptr, cu_stride, seqlen, nseqs, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    """Of the chunks in `slots` (K,): the first token, the number of tokens (0 in an empty slot), the sequence."""
+    """Of the chunks in `slots` (K,): the first token, the number of tokens, the sequence; 0 and −1 in an empty slot."""
     if cu_seqlens_ptr is None:
         sequence = slots * 0
         first = slots.to(tl.int64) * CHUNK
@@ -49,7 +49,8 @@ def slot_bounds(slots, cu_seqlens_ptr, cu_stride, seqlen, nseqs, CHUNK: tl.const
         first = start + (slots - (start // CHUNK + sequence)) * CHUNK
         # Not before the start: an entry of cu_seqlens may be wrong.
         count = tl.where(first < start, 0, stop - first)
-    return first, tl.minimum(tl.maximum(count, 0), CHUNK), sequence
+    count = tl.minimum(tl.maximum(count, 0), CHUNK)
+    return first, count, tl.where(count > 0, sequence, -1)
 
 
 @triton.jit
