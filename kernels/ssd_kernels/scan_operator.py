@@ -1,4 +1,4 @@
-"""The scan as an operator of torch's, whichever kernels run it: schema, outputs without values, and how it is called."""
+"""The scan as an operator of torch's, whichever kernels run it: schema, outputs without values, how it is called."""
 
 import itertools
 from collections.abc import Callable
@@ -65,5 +65,3 @@ def _fake(
     sizes = Sizes.of(x, B, cu_seqlens)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     return y, x.new_empty(sizes.state_shape, dtype=state_dtype(x)), empty_chunk_states(x, sizes, nchunk_states)
-
-

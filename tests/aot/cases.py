@@ -46,9 +46,7 @@ HOPPER_SIZES = [
     (64, 128, 128, 1), (64, 128, 128, 8), (64, 128, 24, 1), (64, 128, 48, 8), (64, 64, 112, 1), (64, 64, 112, 8),
     (128, 128, 64, 1), (128, 128, 64, 8),
 ]  # fmt: skip
-HOPPER_FEATURES = {
-    name: features for name, features in SCAN_FEATURES.items() if "return_chunk_states" not in features
-}
+HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if "return_chunk_states" not in features}
 CONV_FEATURES: dict[str, dict[str, Any]] = {
     "model": {"bias": True, "activation": "silu", "return_final_window": True},
     "bare": {},

@@ -4,6 +4,7 @@ It takes what the preparation kernels made, so that where they run in Triton's i
 last kernel is tested on a CPU.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +61,15 @@ def hopper_model(inputs: dict[str, Any], *, carry: str = "all", cut: Cut | None 
     y, final_state = torch.full_like(x, torch.nan), x.new_full(sizes.state_shape, torch.nan)
     for row, bounds_of_row in enumerate(run.rows()):
         for segment in range(cut.segments):
-            final_state[row] = _segment(run, row, segment, *bounds_of_row, y)
+            _segment(run, row, segment, *bounds_of_row, y, final_state)
     return y, final_state, run
 
 
-def _segment(run: Run, row: int, segment: int, batch: int, start: int, stop: int, first: int, last: int, y: Tensor):
-    """Fill y of one segment, and return the state at its end, (H, P, N)."""
+def _segment(
+    run: Run, row: int, segment: int, batch: int, start: int, stop: int, first: int, last: int,
+    y: Tensor, final_state: Tensor,
+) -> None:  # fmt: skip
+    """Fill y of one segment, and the final state if it ends the sequence."""
     size = run.cut.pieces_of_segment
     begin, _ = piece(run, segment * size, first, last)
     _, end = piece(run, (segment + 1) * size - 1, first, last)
@@ -96,7 +100,8 @@ def _segment(run: Run, row: int, segment: int, batch: int, start: int, stop: int
         y[batch, tokens] = out[: tokens.stop - tokens.start]
         S = S + torch.einsum("jhp,jhn->hpn", xw, B_chunk)
         closing = exponents[:, CLOSING.value]
-    return _scaled(S, closing)
+    if end == last and (begin < end or segment == 0):
+        final_state[row] = _scaled(S, closing)
 
 
 def _steep(S: Tensor, x: Tensor, C: Tensor, CB: Tensor, factors: Tensor, dt: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ def piece(run: Run, index: int, first: int, last: int) -> tuple[int, int]:
     """The slots of one of the parts that a sequence is cut into."""
     step = GROUP if run.period is None else run.period
     origin = first if run.period is not None else first // GROUP * GROUP
-    size = -(-(-(-(last - origin) // run.cut.pieces)) // step) * step
+    size = math.ceil(math.ceil((last - origin) / run.cut.pieces) / step) * step
     begin = min(max(origin + index * size, first), last)
     return begin, max(min(origin + (index + 1) * size, last), begin)
 

@@ -36,7 +36,7 @@ def consumer(
     full, empty = barriers
     y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr = pointers
     batch, row, _, first_part, nheads, _, nslots = place
-    start, stop, first, begin, end = bounds
+    start, stop, first, last, begin, end = bounds
     part = first_part + j
     head = part // PARTS
     channel = part % PARTS * P
@@ -59,7 +59,7 @@ def consumer(
         mbarrier.wait(full.index(stage), phase)
         exponents = exponents_tiles.index(mine)
         factors = factors_tiles.index(mine)
-        if RESTART:
+        if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
                 S0 = gl.full([P, PANEL], 0.0, gl.float32, LS)
                 if PANELS == 2:
@@ -81,7 +81,7 @@ def consumer(
             )  # fmt: skip
         closing = scalar(exponents, CLOSING)
         x = x_tiles.index(mine).reshape([Q, P]).permute((1, 0)).load(AY)
-        if PACKED:
+        if PACKED:  # noqa: SIM102 -- decided when compiled
             if slot == end - 1:
                 # Tokens of the next sequence may follow here, and need not be finite.
                 offs_q = gl.arange(0, Q, layout=gl.SliceLayout(0, AY))
@@ -133,7 +133,7 @@ def consumer(
     if pending != 0:
         token = start + (end - 1 - first) * Q
         _store_last(y_desc, y_ptr, y_tile, batch, token, stop, head, channel, nheads, PARTS, P, Q, PACKED)
-    if cut[0] == cut[1] - 1:
+    if (end == last) & ((begin < end) | (cut[0] == 0)):
         _store_state(final_ptr, S0, S1, closing, row * nheads * PARTS + part, P, N, PANELS, LS)
     tma.store_wait(0)
 

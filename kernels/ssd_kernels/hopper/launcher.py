@@ -30,7 +30,5 @@ def run(
         pieces = None
         if config.cut.segments > 1 and period is None:
             pieces = segment_states(x, B, prepared, cu_seqlens, sizes, nslots, config.cut)
-        y, final_state = scan(
-            x, B, C, D, prepared, pieces, initial_state, cu_seqlens, period, sizes, nslots, config
-        )
+        y, final_state = scan(x, B, C, D, prepared, pieces, initial_state, cu_seqlens, period, sizes, nslots, config)
     return y, final_state, empty_chunk_states(x, sizes, 0)

@@ -3,7 +3,7 @@
 For :func:`ssd_kernels.explain.explain`; a test compares them with what is launched.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -28,16 +28,15 @@ def ssd_launches(
     """
     if name == "hopper" and not is_hopper(x.device):
         raise RuntimeError(f"x must be on a GPU of compute capability 9.0 for 'hopper', got device {x.device}")
-    why_not = covers(
-        x, B, C, chunk_size=chunk_size, cu_seqlens=cu_seqlens, return_chunk_states=return_chunk_states
-    )
+    why_not = covers(x, B, C, chunk_size=chunk_size, cu_seqlens=cu_seqlens, return_chunk_states=return_chunk_states)
     if why_not is None:
         return "the Hopper kernels cover it", list(_hopper(x, B, chunk_size, cu_seqlens, others["carry"]))
     if name == "hopper":
         raise NotImplementedError(f"'hopper' does not take this call: {why_not}; 'triton' does, by other kernels")
     arguments = {"x": x, "B": B, "C": C, "chunk_size": chunk_size, "cu_seqlens": cu_seqlens, **others}
-    launches = portable.LAUNCHES["ssd"](**arguments, return_chunk_states=return_chunk_states)
-    return f"the portable kernels, as for the Hopper kernels {why_not}", list(launches)
+    launches: Callable[..., Iterator[Any]] = portable.LAUNCHES["ssd"]  # type: ignore[assignment]
+    why = f"the portable kernels, as for the Hopper kernels {why_not}"
+    return why, list(launches(**arguments, return_chunk_states=return_chunk_states))
 
 
 def _hopper(x: Tensor, B: Tensor, chunk_size: int, cu_seqlens: Tensor | None, carry: str) -> Iterator[Launch]:

@@ -80,7 +80,8 @@ def prepare(
 def _prepare_kernel(
     dt_ptr, A_ptr, dt_bias_ptr, B_ptr, C_ptr, CB_ptr, factors_ptrs, exponents_ptr, steps_ptr, tails_ptr,
     strides, dt_low, dt_high, cu_seqlens_ptr, cu_stride, seqlen, nslots, nseqs,
-    batch_size, nheads, ngroups, SOFTPLUS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
+    batch_size, nheads, ngroups,
+    SOFTPLUS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One program: CB of one chunk and group; or, after those, the decays of GROUP chunks and BLOCK_H heads.
@@ -195,9 +196,9 @@ def _store_decays(
     factor_rows = (rows * (4 * CHUNK))[:, :, None] + offs_q[None, None, :]
     u_rows = (rows * (2 * CHUNK) + CHUNK)[:, :, None] + offs_q[None, None, :]
     in_flat = (in_rows & flat)[:, :, None]
-    w = dt * tl.exp2(middle[:, :, None] - a)
-    _store_in_two(factors_ptrs[0] + factor_rows, w, in_flat, CHUNK)
-    tl.store(factors_ptrs[1] + u_rows, tl.exp2(a - middle[:, :, None]), mask=in_flat)
+    exponent = tl.where(flat[:, :, None], a - middle[:, :, None], 0.0)
+    _store_in_two(factors_ptrs[0] + factor_rows, dt * tl.exp2(-exponent), in_flat, CHUNK)
+    tl.store(factors_ptrs[1] + u_rows, tl.exp2(exponent), mask=in_flat)
     steep = in_rows & (flat == 0)
     if tl.max(steep.to(tl.int32)) > 0:
         # Integers, so that two long sums may cancel exactly; a step beyond what fp32 can hold is as good as the bound.

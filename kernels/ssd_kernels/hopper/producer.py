@@ -16,7 +16,7 @@ def producer(
     x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, _, exponents_tiles, _ = tiles
     full, empty = barriers
     batch, row, group, first_part, nheads, ngroups, nslots = place
-    start, stop, first, begin, end = bounds
+    start, stop, first, _, begin, end = bounds
     SHARED: gl.constexpr = CHUNK * D_STATE * 4 + CHUNK * CHUNK * 2
     BYTES: gl.constexpr = SHARED + CONSUMERS * (CHUNK * PART * 2 + CHUNK * 8 + 128)
     PANEL: gl.constexpr = D_STATE // PANELS

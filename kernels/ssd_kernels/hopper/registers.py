@@ -22,7 +22,7 @@ def scaled(S, exponent):
 
 @gluon.jit
 def times(x, high, low):
-    """x (high + low), rounded once to bf16: two instructions for two elements."""
+    """The product x (high + low), rounded once to bf16: two instructions for two elements."""
     return gl.inline_asm_elementwise(
         "{ .reg .b32 t; mul.rn.bf16x2 t, $1, $3; fma.rn.bf16x2 $0, $1, $2, t; }", "=r,r,r,r", [x, high, low],
         dtype=gl.bfloat16, is_pure=True, pack=2,

@@ -79,7 +79,10 @@ def _scan_kernel(
     piece = segment * pieces_of_segment
     begin, _ = piece_bounds(piece, pieces, first, last, period, RESTART, GROUP)
     _, end = piece_bounds(piece + pieces_of_segment - 1, pieces, first, last, period, RESTART, GROUP)
-    bounds = (start.to(gl.int32), stop.to(gl.int32), first.to(gl.int32), begin.to(gl.int32), end.to(gl.int32))
+    bounds = (
+        start.to(gl.int32), stop.to(gl.int32), first.to(gl.int32), last.to(gl.int32), begin.to(gl.int32),
+        end.to(gl.int32),
+    )  # fmt: skip
     batch = row
     if PACKED:
         batch = row * 0
@@ -87,15 +90,15 @@ def _scan_kernel(
     cut = (segment, segments, pieces_of_segment, period)
 
     DTYPE: gl.constexpr = x_desc.dtype
-    x_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * CONSUMERS] + x_desc.block_type.shape, x_desc.layout)
-    B_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * PANELS] + B_desc.block_type.shape, B_desc.layout)
-    C_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * PANELS] + C_desc.block_type.shape, C_desc.layout)
+    x_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * CONSUMERS, 1, CHUNK, 1, PART], x_desc.layout)
+    B_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * PANELS, 1, CHUNK, 1, D_STATE // PANELS], B_desc.layout)
+    C_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * PANELS, 1, CHUNK, 1, D_STATE // PANELS], C_desc.layout)
     CB_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, CHUNK, CHUNK], CB_desc.layout)
     factors_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, 4 * CHUNK], factors_desc.layout)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     factors_fp32_tiles = factors_tiles._reinterpret(gl.float32, [STAGES * CONSUMERS, 2 * CHUNK], PLAIN)
     exponents_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * CONSUMERS, 32], exponents_desc.layout)
-    y_tiles = gl.allocate_shared_memory(DTYPE, [CONSUMERS] + y_desc.block_type.shape, y_desc.layout)
+    y_tiles = gl.allocate_shared_memory(DTYPE, [CONSUMERS, 1, CHUNK, 1, PART], y_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):

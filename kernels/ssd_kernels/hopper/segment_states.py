@@ -90,7 +90,7 @@ def _segment_states_kernel(
     acc = tl.zeros((PART, D_STATE), dtype=tl.float32)
     # From the end backwards again: `after` is what a chunk's decay is multiplied by, in units of log 2.
     after = tl.zeros((), tl.float32)
-    for i in range(0, end - keep):
+    for i in range(end - keep):
         slot = end - 1 - i
         tokens = start + (slot - first) * CHUNK + offs_q
         factors_ptrs = factors_ptr + (rows + slot) * (4 * CHUNK) + offs_q
