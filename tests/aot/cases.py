@@ -41,10 +41,10 @@ SCAN_FEATURES: dict[str, dict[str, Any]] = {
     "independent continued": {"dt_bias": True, "carry": "none", "initial_state": True},
     "independent packed": {"carry": "none", "initial_state": True, "cu_seqlens": True},
 }
-# (headdim, d_state, nheads, batch), the first Bamba's; by the number of programs, other configurations of the scan.
+# (headdim, d_state, nheads, batch, seqlen), the first Bamba's; others take other configurations of the scan.
 HOPPER_SIZES = [
-    (64, 128, 128, 1), (64, 128, 128, 8), (64, 128, 24, 1), (64, 128, 48, 8), (64, 64, 112, 1), (64, 64, 112, 8),
-    (128, 128, 64, 1), (128, 128, 64, 8),
+    (64, 128, 128, 1, 1024), (64, 128, 128, 8, 1024), (64, 128, 128, 1, 131072), (64, 128, 24, 1, 8192),
+    (64, 64, 112, 1, 1024), (64, 64, 112, 8, 1024), (128, 128, 64, 1, 1024), (128, 128, 64, 8, 1024),
 ]  # fmt: skip
 HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if "return_chunk_states" not in features}
 CONV_FEATURES: dict[str, dict[str, Any]] = {
@@ -82,12 +82,12 @@ def _hopper_table() -> Iterator[Case]:
     first, *others = HOPPER_SIZES
     at_first = ((first, feature) for feature in HOPPER_FEATURES)
     for size, feature in itertools.chain(at_first, ((size, "model") for size in others)):
-        headdim, d_state, nheads, batch = size
+        headdim, d_state, nheads, batch, seqlen = size
         yield Case(
-            name=f"ssd hopper p{headdim} n{d_state} h{nheads} b{batch} {feature}",
+            name=f"ssd hopper p{headdim} n{d_state} h{nheads} b{batch} t{seqlen} {feature}",
             call=partial(
                 _scan, torch.bfloat16, headdim, d_state, 256, name="hopper", nheads=nheads, batch=batch,
-                **HOPPER_FEATURES[feature],
+                seqlen=seqlen, **HOPPER_FEATURES[feature],
             ),
             quick=(size, feature) == (first, "model"), only="sm_90",
         )  # fmt: skip
@@ -114,15 +114,15 @@ def _table(
 
 def _scan(
     dtype: torch.dtype, headdim: int, d_state: int, chunk_size: int, *, name: str = "portable", nheads: int = NHEADS,
-    batch: int = 1, D: str = "", dt_bias: bool = False, initial_state: bool = False, cu_seqlens: bool = False,
-    **options: Any,
+    batch: int = 1, seqlen: int = SEQLEN, D: str = "", dt_bias: bool = False, initial_state: bool = False,
+    cu_seqlens: bool = False, **options: Any,
 ) -> None:  # fmt: skip
     """As a model calls the scan: x, B and C are views into the output of the convolution, dt into the projection's."""
     d_inner, nseqs = nheads * headdim, 3 if cu_seqlens else batch
-    x, B, C = _new(batch, SEQLEN, d_inner + 2 * d_state, dtype=dtype).split([d_inner, d_state, d_state], dim=-1)
+    x, B, C = _new(batch, seqlen, d_inner + 2 * d_state, dtype=dtype).split([d_inner, d_state, d_state], dim=-1)
     get_op("ssd", name)(
         x.unflatten(-1, (nheads, headdim)),
-        _new(batch, SEQLEN, 2 * d_inner + 2 * d_state + nheads, dtype=dtype)[..., -nheads:],
+        _new(batch, seqlen, 2 * d_inner + 2 * d_state + nheads, dtype=dtype)[..., -nheads:],
         _new(nheads),
         B.unflatten(-1, (1, d_state)),
         C.unflatten(-1, (1, d_state)),

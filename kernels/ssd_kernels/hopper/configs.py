@@ -103,15 +103,14 @@ def scan_config(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
 
     The one that is estimated to be fastest, by constants measured once: the same sizes always give the same.
     """
-    best, best_time = None, 0.0
-    for consumers, segments in itertools.product((2, 1), range(1, _MAX_SEGMENTS + 1)):
-        if _parts(sizes) // sizes.ngroups % consumers or not _may_cut(sizes, period, segments):
-            continue
-        time = _estimate(sizes, period, sms, consumers, segments)
-        if best is None or time < best_time * (_WORTHWHILE if segments > 1 else 1.0):
-            best, best_time = (consumers, segments), time
-    assert best is not None, "one consumer and one segment always fit"  # noqa: S101 -- not of user input
-    consumers, segments = best
+    shared = [consumers for consumers in (2, 1) if _parts(sizes) // sizes.ngroups % consumers == 0]
+    cuts = [segments for segments in range(1, _MAX_SEGMENTS + 1) if _may_cut(sizes, period, segments)]
+
+    def time(choice: tuple[int, int]) -> float:
+        gain = 1.0 if choice[1] == 1 else _WORTHWHILE
+        return _estimate(sizes, period, sms, *choice) / gain
+
+    consumers, segments = min(itertools.product(shared, cuts), key=time)
     stages, panels = _TILES[sizes.d_state, consumers]
     pieces = 1
     if segments > 1 and period is None:
