@@ -3,6 +3,7 @@
 Chosen on an H200; `docs/kernel_log.md` has the measurements.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ GROUP_RANGE = tl.constexpr(128.0)
 # fp32 whatever it multiplies, and 64 such steps stay within 32 bits.
 STEEP_UNIT = tl.constexpr(2.0**-17)
 STEEP_STEP = tl.constexpr(192.0)
+
+# Whether the scan is put on the device while the preparation still runs, and waits there for its end.
+EARLY_START = False
 
 NEGLIGIBLE = 40.0  # of a state that decays by more, in powers of two, nothing is left beside what is added later
 
@@ -98,6 +102,7 @@ _FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.95
 _MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 8, 16
 
 
+@functools.lru_cache(maxsize=1024)
 def scan_config(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
     """The configuration for a call on a GPU of `sms` multiprocessors; `period`: chunks from restart to restart.
 

@@ -18,7 +18,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
+from ssd_kernels.hopper import configs
 from ssd_kernels.hopper.configs import CHUNK, GROUP, GROUP_RANGE, PREPARE, RANGE, STEEP_STEP, STEEP_UNIT
 from ssd_kernels.hopper.slots import CUT, slot_bounds
 from ssd_kernels.interface import Sizes
@@ -71,7 +73,8 @@ def prepare(
         (dt.stride(), A.stride(0), 0 if dt_bias is None else dt_bias.stride(0), B.stride(), C.stride()), *dt_limit,
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, sizes.nseqs or 0, sizes.batch, sizes.nheads, sizes.ngroups,
-        SOFTPLUS=dt_softplus, D_STATE=sizes.d_state, CHUNK=CHUNK, GROUP=GROUP, **config.kwargs,
+        SOFTPLUS=dt_softplus, D_STATE=sizes.d_state, CHUNK=CHUNK, GROUP=GROUP,
+        EARLY_START=configs.EARLY_START, **config.kwargs,
     )  # fmt: skip
     return Prepared(CB, factors, exponents, steps, tails)
 
@@ -82,13 +85,15 @@ def _prepare_kernel(
     strides, dt_low, dt_high, cu_seqlens_ptr, cu_stride, seqlen, nslots, nseqs,
     batch_size, nheads, ngroups,
     SOFTPLUS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
+    EARLY_START: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One program: CB of one chunk and group; or, after those, the decays of GROUP chunks and BLOCK_H heads.
 
     Grid: (batch · (nslots · ngroups + groups of slots · blocks of heads),). `strides` are those of dt, A, dt_bias, B
     and C.
     """
+    if EARLY_START:
+        gdc_launch_dependents()
     products = nslots * ngroups
     cut = (cu_seqlens_ptr, cu_stride, seqlen, nslots, nseqs)
     if tl.program_id(0) < batch_size * products:

@@ -12,7 +12,9 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.language.extra.cuda import gdc_wait
 
+from ssd_kernels.hopper import configs
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
 from ssd_kernels.hopper.descriptors import flat, tiled
@@ -51,7 +53,8 @@ def scan(
         sizes.seqlen, nslots, sizes.nheads, sizes.ngroups, config.cut.segments, config.cut.pieces_of_segment,
         period or 1,
         RESTART=period is not None, PARTS=parts, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
-        EXPONENTS=EXPONENTS, NEGLIGIBLE=NEGLIGIBLE, **config.kwargs,
+        EXPONENTS=EXPONENTS, NEGLIGIBLE=NEGLIGIBLE,
+        EARLY_START=configs.EARLY_START, launch_pdl=configs.EARLY_START, **config.kwargs,
     )  # fmt: skip
     return y, final_state
 
@@ -61,7 +64,7 @@ def _scan_kernel(
     x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, y_desc, tails_desc, pointers, strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, nheads, ngroups, segments, pieces_of_segment, period,
     RESTART: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, CHUNK: gl.constexpr, PART: gl.constexpr,
-    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, NEGLIGIBLE: gl.constexpr,
+    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, NEGLIGIBLE: gl.constexpr, EARLY_START: gl.constexpr,
     CONSUMERS: gl.constexpr, PANELS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One program: CONSUMERS parts of heads of one group, over one segment of a sequence.
@@ -104,6 +107,8 @@ def _scan_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=CONSUMERS)
+    if EARLY_START:
+        gdc_wait()
     tiles = (x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles)
     barriers = (full, empty)
     descriptors = (x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, tails_desc)
