@@ -163,15 +163,16 @@ def _entering_state(
             decay += gl.load(decays_ptr + k)
             piece -= 1
     if initial_ptr is not None:
+        channels = (part % PARTS * P + offs_p).to(gl.int64)
+        initial_ptr += row.to(gl.int64) * strides[0] + (part // PARTS).to(gl.int64) * strides[1]
+        initial_ptrs = initial_ptr + channels[:, None] * strides[2] + offs_n.to(gl.int64)[None, :] * strides[3]
         reached = decay > -NEGLIGIBLE
         if RESTART:
             reached = segment == 0
         if reached:
-            initial_ptr += row * strides[0] + part // PARTS * strides[1]
-            offs = (part % PARTS * P + offs_p)[:, None] * strides[2] + offs_n[None, :] * strides[3]
-            S0 += gl.exp2(decay) * gl.load(initial_ptr + offs)
+            S0 += gl.exp2(decay) * gl.load(initial_ptrs)
             if PANELS == 2:
-                S1 += gl.exp2(decay) * gl.load(initial_ptr + offs + PANEL * strides[3])
+                S1 += gl.exp2(decay) * gl.load(initial_ptrs + PANEL * strides[3])
     return S0, S1
 
 
