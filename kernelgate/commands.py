@@ -83,7 +83,7 @@ def _curve(chosen: argparse.Namespace, project: Project, console: Console) -> in
         found = selftest.records(folder)
     except ValueError as error:
         raise BaselineError(str(error)) from error
-    found += [selftest.record_of(load(path)) for path in paths]
+    found += [record for path in paths if (record := selftest.record_of(load(path))) is not None]
     curve = operating.operating_curve(
         found, margin=chosen.margin, mde=chosen.mde, processes=chosen.processes, gates=chosen.gates
     )

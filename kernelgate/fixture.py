@@ -14,10 +14,12 @@ from pytest_benchmark.stats import Stats
 
 from kernelgate import cpu, measure, plants
 from kernelgate.declaration import Declaration, resolve_device
-from kernelgate.metrics import ERROR, Observation, metric
+from kernelgate.metrics import ERROR, Metric, Observation, metric
 
 if TYPE_CHECKING:
     import torch
+
+    from kernelgate.gpu_state import StateMeter
 
 
 class GateFixture(BenchmarkFixture):  # type: ignore[misc]
@@ -34,6 +36,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         self._replay: Callable[[], object] | None = None
         self._resident_before = cpu.resident_peak_bytes()
         self._load: cpu.LoadMeter | None = None
+        self._state: StateMeter | None = None
         self.observation: Observation | None = None
 
     def declare(
@@ -96,9 +99,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
 
     def pool(self, samples: Sequence[Sequence[float]]) -> None:
         """Make the statistics those of several processes, and store how many samples each of them gave."""
-        pooled = Stats()  # a new one: the old one has cached what a test may have asked it
-        pooled.data = list(chain.from_iterable(samples))
-        self.stats.stats = pooled
+        self._keep(list(chain.from_iterable(samples)))
         self.extra_info["rounds"] = [len(each) for each in samples]
 
     def _raw(self, function_to_benchmark: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -128,8 +129,6 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
     def _with_plant(self, call: Callable[..., Any], args: Any, kwargs: Any) -> Callable[..., Any]:
         """The call, with the fault in it that a self-test asks of this process."""
         declaration = self.declaration
-        if plants.planted().startswith(plants.ERROR) and declaration.error is None:
-            pytest.skip(f"plant {plants.planted()!r} needs an error to be declared")
 
         def seconds(function: Callable[..., Any]) -> float:
             if declaration.on_cuda and declaration.device is not None:
@@ -147,7 +146,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
             return statistics.median(samples)
 
         try:
-            return plants.plant(call, declaration.device, declaration.plants or {}, seconds)
+            return plants.plant(call, declaration.device, declaration.plants or {}, seconds, declaration.error)
         except LookupError as error:
             pytest.skip(str(error))
 
@@ -155,7 +154,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         declaration = self.declaration
         if not declaration.on_cuda:
             return super()._make_runner(function_to_benchmark, args, kwargs)  # type: ignore[no-any-return]
-        from kernelgate import cuda
+        from kernelgate import cuda, gpu_state
 
         device = declaration.device
         assert device is not None  # noqa: S101 -- on_cuda
@@ -163,15 +162,18 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         if declaration.graph:
             call = self._replay = cuda.capture(call, device)
         timer = cuda.device_timer(device)
-        if self._lead is None:  # pedantic makes a runner for each round
+        if self._lead is None or self._state is None:  # pedantic makes a runner for each round
             cuda.warm_up(call, device)
             self._lead = timer.lead_for(call)
-        lead, overhead = self._lead, timer.overhead_of(graph=declaration.graph)
+            self._state = gpu_state.StateMeter(device)
+        lead, state, overhead = self._lead, self._state, timer.overhead_of(graph=declaration.graph)
 
         def runner(loops_range: range | None, timer_: object = None) -> Any:
             if loops_range is None:
                 return timer.time(call, lead, overhead)
-            return sum(timer.time(call, lead, overhead)[0] for _ in loops_range)
+            seconds = sum(timer.time(call, lead, overhead)[0] for _ in loops_range)
+            state.sampled()
+            return seconds
 
         return runner
 
@@ -196,13 +198,28 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
             return
         # Other programs disturb the wall's clock, not the device's, and not one of the project's own.
         disturbed = self._timer is time.perf_counter and not self.declaration.on_cuda
-        load = self._load.read() if self._load is not None and disturbed else {}
+        state = self._load.read() if self._load is not None and disturbed else self._without_slowdowns()
         resident = cpu.resident_peak_bytes() - self._resident_before
         observation = measure.observe(call, self.stats.stats.data, self.declaration)
-        metrics = {**observation.metrics, **load, "resident_growth_bytes": metric(resident, "B", "info")}
+        metrics = {**observation.metrics, **state, "resident_growth_bytes": metric(resident, "B", "info")}
         if error is not None:
             metrics[ERROR] = metric(error, "1", "error")
         self.observation = Observation(samples=observation.samples, metrics=metrics, details=observation.details)
+
+    def _without_slowdowns(self) -> dict[str, Metric]:
+        """Drop the samples that a slowdown of the GPU spoiled, unless all are, and tell its state and their share."""
+        if self._state is None:
+            return {}
+        samples = self.stats.stats.data
+        slowed = self._state.slowed(len(samples))
+        if any(slowed) and not all(slowed):
+            self._keep([sample for sample, spoiled in zip(samples, slowed, strict=True) if not spoiled])
+        return self._state.read(statistics.fmean(slowed))
+
+    def _keep(self, samples: list[float]) -> None:
+        kept = Stats()  # a new one: the old one has cached what a test may have asked it
+        kept.data = samples
+        self.stats.stats = kept
 
     def _checked_error(self, result: Any) -> float | None:
         """The largest numerical error of the eager and the replayed result, which must be within the budget."""
@@ -210,13 +227,16 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         if measure_error is None:
             return None
         results = [result] if self._replay is None else [result, self._replay()]
-        errors = [float(measure_error(plants.perturb(each, measure_error))) for each in results]
-        error = next((each for each in errors if math.isnan(each)), max(errors))
-        if math.isnan(error) or (budget is not None and error > budget):
+        try:
+            errors = [float(measure_error(plants.perturb(each, measure_error))) for each in results]
+        except LookupError as error:
+            pytest.skip(str(error))
+        largest = next((each for each in errors if math.isnan(each)), max(errors))
+        if math.isnan(largest) or (budget is not None and largest > budget):
             if self.stats:
                 self.stats.stats.data.clear()  # a wrong result has no time worth showing
             expectation = "a number" if budget is None else f"at most {budget:g}"
             pytest.fail(
-                f"numerical error: expected {expectation}, found {error:g}; its time is not stored", pytrace=False
+                f"numerical error: expected {expectation}, found {largest:g}; its time is not stored", pytrace=False
             )
-        return error
+        return largest

@@ -10,7 +10,7 @@ from kernelgate.artifacts import triton_artifacts
 from kernelgate.ceilings import COPY, MATMUL, ceilings
 from kernelgate.declaration import Declaration
 from kernelgate.machine import toolchain
-from kernelgate.metrics import EAGER, LATENCY, Metric, Observation, metric
+from kernelgate.metrics import EAGER, LATENCY, THREADS, Metric, Observation, metric
 
 
 def observe(call: Callable[[], object] | None, samples: Sequence[float], declaration: Declaration) -> Observation:
@@ -34,7 +34,8 @@ def observe(call: Callable[[], object] | None, samples: Sequence[float], declara
         artifacts, details["kernels"] = triton_artifacts(call)
         metrics |= artifacts | _resources(call, declaration)
     if declaration.device is not None and not declaration.on_cuda:
-        details["threads"] = sys.modules["torch"].get_num_threads()
+        threads = sys.modules["torch"].get_num_threads()
+        details["threads"], metrics[THREADS] = threads, metric(threads, "threads", "info")
     metrics |= ceilings(declaration.device)
     metrics |= _derived(metrics, declaration)
     return Observation(samples=tuple(samples), metrics=metrics, details=details)
@@ -51,7 +52,9 @@ def _resources(call: Callable[[], object], declaration: Declaration) -> dict[str
 
     metrics = cuda.memory(call, device)
     metrics["device_launches"] = metric(cuda.device_launches(call, device), "launches", "exact")
-    metrics[EAGER] = metric(cuda.device_timer(device).eager_seconds(call), "s", "noisy")
+    timer = cuda.device_timer(device)
+    metrics[EAGER] = metric(timer.eager_seconds(call), "s", "noisy")
+    metrics["event_overhead_s"] = metric(timer.overhead_of(graph=declaration.graph), "s", "info")
     return metrics
 
 

@@ -1,5 +1,6 @@
 """What an invocation measures in other processes: its own tree, or another commit's beside it, or planted faults."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -40,7 +41,7 @@ def prepared(
     """
 
     def launch(tree: Tree, device: str) -> Launcher:
-        environment = {"CUDA_VISIBLE_DEVICES": device} if device else {}
+        environment = {"CUDA_VISIBLE_DEVICES": device} if device else _same_threads()
         fresh = Fresh(tree, environment, options.timeout)
         times_the_gpu = machine.device["type"] == "cuda"
         if options.fork == "always" or (options.fork == "auto" and times_the_gpu):
@@ -65,8 +66,8 @@ def prepared(
 
 def measure_plants(
     unchanged: Replication, benchmarks: Collection[str], options: Options, machine: Machine, root: Path
-) -> Path:
-    """Measure the planted faults of a self-test, and keep the record of all its processes.
+) -> list[Path]:
+    """Measure the planted faults of a self-test, and keep the records of all its processes.
 
     Args:
         unchanged: The processes of the tree as it is, which have run.
@@ -76,7 +77,7 @@ def measure_plants(
         root: The project's.
 
     Returns:
-        The record's file.
+        The records' files, one for each device.
     """
     pools = {selftest.UNCHANGED: unchanged.pools[against.CURRENT]}
     count = selftest.planted_processes(options.processes)
@@ -86,7 +87,15 @@ def measure_plants(
         planted.run(benchmarks, lambda _: False)
         pools |= planted.pools
     now = datetime.now(UTC)
-    record = selftest.make_record(machine, pools, commit=provenance.describe(root), date=now.date().isoformat())
-    path = options.local / selftest.FOLDER / machine.name / f"{now:%Y%m%dT%H%M%S}.json"
-    selftest.write_record(record, path)
-    return path
+    folder, paths = options.local / selftest.FOLDER / machine.name, []
+    for record in selftest.make_records(machine, pools, commit=provenance.describe(root), date=now.date().isoformat()):
+        device = record.facts["device_id"]
+        paths.append(folder / f"{now:%Y%m%dT%H%M%S}{f'-{device}' if device else ''}.json")
+        selftest.write_record(record, paths[-1])
+    return paths
+
+
+def _same_threads() -> dict[str, str]:
+    """As many threads in every process as torch would take here, whatever cores are to be had when one starts."""
+    torch = sys.modules.get("torch")
+    return {"OMP_NUM_THREADS": str(torch.get_num_threads())} if torch is not None else {}

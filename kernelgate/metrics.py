@@ -12,6 +12,9 @@ LATENCY = "latency_s"
 EAGER = "eager_s"
 ERROR = "numerical_error"
 LOAD = "foreign_load"
+FOREIGN = "foreign_programs"
+SLOWED = "slowed_samples"
+THREADS = "threads"
 
 MAX_STORED_SAMPLES = 200
 

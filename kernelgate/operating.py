@@ -29,7 +29,7 @@ class Curve:
         spread: Between processes, the largest of the records.
         outcomes: Of drawn gates of the unchanged tree.
         found: The share of drawn gates that call a planted slowdown REGRESSED, by plant, with its measured size.
-        exact: Whether a planted exact fault is REGRESSED, by plant.
+        exact: Whether a planted exact fault is REGRESSED in every record that has it, by plant.
         detectable: The median of the minimum detectable effects that were printed.
     """
 
@@ -155,19 +155,20 @@ def _try_plants(
         planted = [record for record in records if name in record.plants.get(plant, {})]
         if not planted:
             continue
-        sizes, found = [], 0
+        sizes, reds = [], 0
         for _ in range(gates):
             record = generator.choice(planted)
             unchanged = record.plants[UNCHANGED][name][LATENCY]
             factor = record.plants[plant][name][LATENCY].typical / unchanged.typical
             sizes.append(factor - 1)
             verdict = _decide(unchanged.values, _draw(record, plan[-1], generator), factor, plan, policy)
-            found += verdict.outcome == Outcome.REGRESSED
-        curve.found[plant] = statistics.fmean(sizes), found / gates
+            reds += verdict.outcome == Outcome.REGRESSED
+        curve.found[plant] = statistics.fmean(sizes), reds / gates
     for plant in EXACT_PLANTS:
         for record in records:
             if name in record.plants.get(plant, {}):
-                curve.exact[plant] = _is_found(record.plants[UNCHANGED][name], record.plants[plant][name], policy)
+                found = _is_found(record.plants[UNCHANGED][name], record.plants[plant][name], policy)
+                curve.exact[plant] = curve.exact.get(plant, True) and found
 
 
 def _is_found(unchanged: Mapping[str, Metric], planted: Mapping[str, Metric], policy: Policy) -> bool:

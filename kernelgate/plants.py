@@ -30,7 +30,11 @@ def planted() -> str:
 
 
 def plant(
-    call: Call, device: "torch.device | None", declared: Mapping[str, Call], seconds: Callable[[Call], float]
+    call: Call,
+    device: "torch.device | None",
+    declared: Mapping[str, Call],
+    seconds: Callable[[Call], float],
+    error: Callable[[Any], Any] | None,
 ) -> Call:
     """A benchmark's call with this process's plant in it; the call itself where there is none.
 
@@ -39,11 +43,14 @@ def plant(
         device: Where it runs.
         declared: Plants of the benchmark's own, by name.
         seconds: Measures a call.
+        error: Measures the error of a result, where the benchmark declared how; see :func:`perturb`.
 
     Raises:
         LookupError: The plant is one that this benchmark does not have.
     """
     name, _, amount = planted().partition(":")
+    if name == ERROR and error is None:
+        raise LookupError(f"plant {planted()!r} needs an error to be declared")
     if not name or name == ERROR:
         return call
     if name in declared:
@@ -64,6 +71,9 @@ def perturb(result: Any, error: Callable[[Any], Any]) -> Any:
     """A result whose relative error is larger by the factor of an `error` plant; the result itself without one.
 
     The noise is independent of the error that is there, so that their squares add up.
+
+    Raises:
+        LookupError: The result is no tensor, or its error was measured elsewhere and does not follow it.
     """
     name, _, factor = planted().partition(":")
     if name != ERROR:
@@ -72,11 +82,15 @@ def perturb(result: Any, error: Callable[[Any], Any]) -> Any:
 
     if not isinstance(result, torch.Tensor):
         raise LookupError(f"plant {planted()!r} needs a result that is a tensor, found {type(result).__name__}")
-    wanted = float(error(result)) * (float(factor) ** 2 - 1) ** 0.5
+    before = float(error(result))
+    wanted = before * (float(factor) ** 2 - 1) ** 0.5
     exact = result.double()
     generator = torch.Generator(result.device).manual_seed(0)
     noise = torch.randn(exact.shape, generator=generator, dtype=exact.dtype, device=exact.device)
-    return exact + noise * (wanted * exact.norm() / noise.norm())
+    worse = exact + noise * (wanted * exact.norm() / noise.norm())
+    if before > 0 and float(error(worse)) == before:
+        raise LookupError(f"plant {planted()!r} needs an error that follows the result of the call measured")
+    return worse
 
 
 def _followed(call: Call, then: Callable[[], None]) -> Call:

@@ -157,7 +157,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     gate = config.stash[GATE]
     if not (gate.is_child or config.option.collectonly):
         report.write_report(terminalreporter, gate)
-        if gate.self_tested is not None:
+        if gate.self_tested:
             selftest_report.write(terminalreporter, gate, gate.self_tested)
 
 

@@ -149,7 +149,11 @@ def _write_recorded(terminal: pytest.TerminalReporter, gate: "Gate") -> None:
             bold=True,
         )
     elif gate.recording:
-        terminal.line("NOT RECORDED: a test failed or no benchmark ran", red=True, bold=True)
+        terminal.line(
+            "NOT RECORDED: a test failed, the machine was not fit to be measured (ENV), or no benchmark ran",
+            red=True,
+            bold=True,
+        )
 
 
 def _write_facts(terminal: pytest.TerminalReporter, facts: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from kernelgate.baseline import Baseline
 from kernelgate.machine import Machine, toolchain
-from kernelgate.metrics import LATENCY, Metric, merge, read_metrics, write_metrics
+from kernelgate.metrics import LATENCY, Metric, Observation, merge, read_metrics, write_metrics
 from kernelgate.plants import BYTES, COPY, ERROR, LAUNCH, SLOWER
 from kernelgate.replicate import Pool
 
@@ -49,20 +49,19 @@ def planted_processes(processes: int) -> int:
     return max(3, processes // 5)
 
 
-def make_record(machine: Machine, pools: Mapping[str, Pool], *, commit: str, date: str) -> Record:
-    """The record of what the processes showed, by plant."""
-    plants: dict[str, dict[str, dict[str, Metric]]] = {}
-    device = ""
-    for plant, pool in pools.items():
-        plants[plant] = {}
-        for nodeid in sorted(pool.observations):
-            observations = pool.of(nodeid)
-            device = device or observations[0].details.get("device_id", "")
-            plants[plant][nodeid] = _kept(merge(observations), only_time=plant in TIME_PLANTS)
-    facts = {
-        "machine_class": machine.name, "device_id": device, "commit": commit, "date": date, "toolchain": toolchain(),
-    }  # fmt: skip
-    return Record(facts=facts, plants=plants)
+def make_records(machine: Machine, pools: Mapping[str, Pool], *, commit: str, date: str) -> list[Record]:
+    """The records of what the processes showed, by plant: one for each device that measured the unchanged tree."""
+    observed = pools[UNCHANGED].observations.values()
+    devices = sorted({_device(each) for processes in observed for each in processes.values()})
+    found = []
+    for device in devices:
+        plants = {plant: _on(pool, device, only_time=plant in TIME_PLANTS) for plant, pool in pools.items()}
+        facts = {
+            "machine_class": machine.name, "device_id": device, "commit": commit, "date": date,
+            "toolchain": toolchain(),
+        }  # fmt: skip
+        found.append(Record(facts=facts, plants=plants))
+    return found
 
 
 def write_record(record: Record, path: Path) -> None:
@@ -95,17 +94,36 @@ def read_record(path: Path) -> Record:
     return Record(facts=document, plants=plants)
 
 
-def record_of(baseline: Baseline) -> Record:
-    """The processes that a baseline was made of, as a record of the unchanged tree."""
+def record_of(baseline: Baseline) -> Record | None:
+    """The processes that a baseline was made of, as a record of the unchanged tree.
+
+    None where they did not all run on one device, or on one that is not known: pairs of them would compare devices.
+    """
+    devices = {entry.details.get("device_id") for entry in baseline.entries.values()}
+    if len(devices) != 1 or None in devices:
+        return None
     unchanged = {nodeid: _kept(entry.metrics, only_time=False) for nodeid, entry in baseline.entries.items()}
     commit = baseline.document.get("commit_info", {}).get("id", "")
-    facts = {"machine_class": baseline.machine_class, "device_id": baseline.path.name, "commit": commit}
+    facts = {"machine_class": baseline.machine_class, "device_id": devices.pop(), "commit": commit}
     return Record(facts=facts, plants={UNCHANGED: unchanged})
 
 
 def records(folder: Path) -> list[Record]:
     """All records of a folder, in the order of their names."""
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
+
+
+def _device(observation: Observation) -> str:
+    return str(observation.details.get("device_id", ""))
+
+
+def _on(pool: Pool, device: str, *, only_time: bool) -> dict[str, dict[str, Metric]]:
+    """What the processes on one device showed, by node id."""
+    found = {}
+    for nodeid in sorted(pool.observations):
+        if observations := [each for each in pool.of(nodeid) if _device(each) == device]:
+            found[nodeid] = _kept(merge(observations), only_time=only_time)
+    return found
 
 
 def _kept(metrics: Mapping[str, Metric], *, only_time: bool) -> dict[str, Metric]:

@@ -1,5 +1,6 @@
 """What a self-test found, for the person who asked for it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,14 @@ if TYPE_CHECKING:
     from kernelgate.session import Gate
 
 
-def write(terminal: pytest.TerminalReporter, gate: "Gate", path: Path) -> None:
-    """Write the operating curve of a self-test's record, and where the record is kept."""
+def write(terminal: pytest.TerminalReporter, gate: "Gate", paths: Sequence[Path]) -> None:
+    """Write the operating curve of a self-test's records, and where they are kept."""
     device = str(gate.machine.device["type"])
     margin, mde = (tolerance(gate.config, name, device, paired=True) for name in ("gate_margin", "gate_mde"))
-    curve = operating.operating_curve([selftest.read_record(path)], margin=margin, mde=mde)
+    curve = operating.operating_curve([selftest.read_record(path) for path in paths], margin=margin, mde=mde)
     terminal.section("kernelgate self-test")
     for line in operating.table(curve):
         terminal.write_line(line)
     folder = gate.options.baselines / gate.machine.name / selftest.FOLDER
-    terminal.write_line(f"recorded in {path}; in {folder} it counts for `kernelgate curve`")
+    for path in paths:
+        terminal.write_line(f"recorded in {path}; in {folder} it counts for `kernelgate curve`")

@@ -20,7 +20,7 @@ from kernelgate.processes import Child, Unobserved
 from kernelgate.reference import find_baseline, measured_entry
 from kernelgate.replicate import Pool, Replication
 from kernelgate.scope import in_scope
-from kernelgate.verdict import Outcome, Verdict, judge
+from kernelgate.verdict import Outcome, Verdict, disturbances, judge
 
 # Neither green nor an ordinary failure, so each has an exit code of its own.
 EXIT_CODES = {Outcome.AMBIGUOUS: 10, Outcome.INSUFFICIENT: 11, Outcome.ENV: 12}
@@ -57,7 +57,7 @@ class Gate:
     failed: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     recorded: Path | None = None
-    self_tested: Path | None = None
+    self_tested: list[Path] = field(default_factory=list)
     _red: set[str] = field(default_factory=set)
 
     @property
@@ -172,7 +172,7 @@ class Gate:
         merged = merge(observations)
         if self.replication is not None or self.recording:
             fixture.pool([thin(observation.samples) for observation in observations])
-        details = observations[-1].details
+        details = _common_details(observations)
         fixture.extra_info.update(details, metrics=write_metrics(merged))
         entry, verdict = self._verdict(item)
         row = Row(
@@ -261,13 +261,14 @@ class Gate:
         return entry, judge(entry.metrics, merged, policy, same_toolchain=entry.toolchain == details["toolchain"])
 
     def _check_state(self, merged: dict[str, Metric], device: str) -> Verdict | None:
-        """ENV where a baseline would be recorded in another state of the machine than the one before it."""
-        if not self.recording or self.baseline is None:
+        """ENV where a baseline would be recorded on a disturbed machine, or in another state than the one before it."""
+        if not self.recording:
             return None
-        moved = record.moved_ceilings(
-            self.baseline, merged, device, tolerance(self.config, "gate_env_tolerance", device)
-        )
-        return Verdict(outcome=Outcome.ENV, reasons=tuple(moved)) if moved else None
+        found = disturbances(merged)
+        if self.baseline is not None:
+            allowed = tolerance(self.config, "gate_env_tolerance", device)
+            found += record.moved_ceilings(self.baseline, merged, device, allowed)
+        return Verdict(outcome=Outcome.ENV, reasons=tuple(found)) if found else None
 
     def _record(self, root: Path, reason: str, measured: Collection[str], kept: Collection[str]) -> Path:
         return record.record(
@@ -279,3 +280,11 @@ class Gate:
             measured=measured,
             carried=[self.baseline.entries[nodeid].stored for nodeid in kept] if self.baseline is not None else [],
         )
+
+
+def _common_details(observations: Sequence[Observation]) -> Mapping[str, Any]:
+    """The details of the last observation, and no device's identity where several measured."""
+    details = dict(observations[-1].details)
+    if len({each.details.get("device_id") for each in observations}) > 1:
+        del details["device_id"]
+    return details

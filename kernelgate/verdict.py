@@ -11,12 +11,12 @@ metric, shared by the looks at it.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kernelgate.estimate import Difference, compare
-from kernelgate.metrics import EAGER, ERROR, LATENCY, LOAD, Metric
+from kernelgate.metrics import EAGER, ERROR, FOREIGN, LATENCY, LOAD, SLOWED, THREADS, Metric
 from kernelgate.units import percent, quantity, rate
 
 RESOLUTION_SECONDS = 0.5e-6
@@ -24,6 +24,8 @@ ERROR_GROWTH = 1.2
 ALPHA = 0.01
 MISSED = 0.01
 MAX_PROCESSES = 50
+LOAD_TOLERANCE = 0.25
+SLOWED_TOLERANCE = 0.5
 
 
 class Outcome(StrEnum):
@@ -53,6 +55,7 @@ class Policy:
         eager_margin: As `margin`, for eager latency. None leaves eager latency unjudged.
         env_tolerance: Ceilings further apart than this fraction belong to machines in different states.
         load_tolerance: Other programs may use this fraction of the processors while a CPU is measured.
+        slowed_tolerance: A slowdown of the GPU, for heat or by its hardware, may spoil this fraction of the samples.
         paired: The i-th processes of both sides ran next to each other, on the same device.
     """
 
@@ -63,7 +66,8 @@ class Policy:
     allow: Mapping[str, float] = field(default_factory=dict)
     eager_margin: float | None = None
     env_tolerance: float
-    load_tolerance: float = 0.25
+    load_tolerance: float = LOAD_TOLERANCE
+    slowed_tolerance: float = SLOWED_TOLERANCE
     paired: bool = False
 
 
@@ -103,7 +107,11 @@ def judge(
 ) -> Verdict:
     """The verdict on a benchmark, from its metrics then and now."""
     regressions, notes = compare_exact(baseline, current, policy.allow, same_toolchain=same_toolchain)
-    unfit = [*compare_ceilings(baseline, current, policy.env_tolerance), *_loaded(current, policy.load_tolerance)]
+    unfit = [
+        *compare_ceilings(baseline, current, policy.env_tolerance),
+        *_other_threads(baseline, current),
+        *disturbances(current, policy.load_tolerance, policy.slowed_tolerance),
+    ]
     outcomes, reasons, latency = {Outcome.SAME}, list(regressions), None
     if regressions:
         outcomes.add(Outcome.REGRESSED)
@@ -236,14 +244,38 @@ def compare_ceilings(baseline: Mapping[str, Metric], current: Mapping[str, Metri
     ]
 
 
-def _loaded(current: Mapping[str, Metric], tolerance: float) -> list[str]:
-    """Why the times of this machine's processor say nothing, if other programs used it meanwhile."""
-    if LOAD not in current or current[LOAD].typical <= tolerance:
+def _other_threads(baseline: Mapping[str, Metric], current: Mapping[str, Metric]) -> list[str]:
+    if THREADS not in baseline or THREADS not in current:
         return []
-    return [
-        f"other programs used {percent(current[LOAD].typical)} of the processors while it was measured "
-        f"(tolerance {percent(tolerance)})"
-    ]
+    was, now = (set(metrics[THREADS].values) for metrics in (baseline, current))
+    if was == now:
+        return []
+    return [f"expected the baseline's number of threads, {_listed(was)}, found {_listed(now)}: see OMP_NUM_THREADS"]
+
+
+def _listed(numbers: Collection[float]) -> str:
+    return ", ".join(f"{number:.0f}" for number in sorted(numbers))
+
+
+def disturbances(
+    current: Mapping[str, Metric], load_tolerance: float = LOAD_TOLERANCE, slowed_tolerance: float = SLOWED_TOLERANCE
+) -> list[str]:
+    """Why times that were measured on this machine say nothing, whatever they are compared with."""
+    typical = {name: current[name].typical if name in current else 0.0 for name in (LOAD, SLOWED, FOREIGN)}
+    found = []
+    if typical[LOAD] > load_tolerance:
+        found.append(
+            f"other programs used {percent(typical[LOAD])} of the processors while it was measured "
+            f"(tolerance {percent(load_tolerance)})"
+        )
+    if typical[SLOWED] > slowed_tolerance:
+        found.append(
+            f"the GPU slowed down, for heat or by its hardware, during {percent(typical[SLOWED])} of the samples "
+            f"(tolerance {percent(slowed_tolerance)})"
+        )
+    if typical[FOREIGN] > 0:
+        found.append(f"expected the GPU for itself, found it open in {typical[FOREIGN]:.0f} other programs")
+    return found
 
 
 def _advice(found: Difference, n_base: int, n_now: int, alpha: float, mde: float, *, paired: bool) -> str:

@@ -19,7 +19,7 @@ def expect_ndim(name: str, tensor: Tensor, meaning: str) -> None:
 
 def expect_shape(name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...]) -> None:
     """Expect a shape, of a tensor that is given."""
-    if tensor is not None and tuple(tensor.shape) != shape:
+    if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(tensor.shape)}")
 
 
@@ -37,9 +37,10 @@ def expect_same_dtype(name: str, tensor: Tensor | None, of: str, main: Tensor) -
 
 def expect_device(of: str, main: Tensor, **others: Tensor | None) -> None:
     """Expect every other tensor that is given on the device of the main one."""
+    device = main.device
     for name, tensor in others.items():
-        if tensor is not None and tensor.device != main.device:
-            raise ValueError(f"{name} must be on the device of {of}, {main.device}, got {tensor.device}")
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on the device of {of}, {device}, got {tensor.device}")
 
 
 def expect_skip(D: Tensor | None, nheads: int, headdim: int) -> None:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssd_kernels.checks import FLOATING
+from ssd_kernels.portable.configs import causal_conv1d_config
 from tests.correctness.budget import assert_within_budget
 from tests.correctness.problems import DEVICE, DT_REGIMES, in_each_dtype
 
 # Channels: fewer than a block of the kernel, and more. In the interpreter every block costs milliseconds.
 CHANNELS = [24, 200] if DEVICE == "cuda" else [3, 130]
-MAX_LENGTH = 80 if DEVICE == "cuda" else 20
+BLOCK_T = causal_conv1d_config().block["BLOCK_T"]  # tokens of a program of the convolution
+MAX_LENGTH = 3 * BLOCK_T if DEVICE == "cuda" else BLOCK_T + 8
 # The interpreter truncates where a GPU rounds to bf16; these kernels have no product for it to get wrong in fp16.
 TRITON_DTYPES = [torch.float32, torch.float16] + [torch.bfloat16] * (DEVICE == "cuda")
 implementations = in_each_dtype(torch=FLOATING, triton=TRITON_DTYPES)
@@ -187,7 +189,7 @@ class ConvProblem:
         yield "initial_window" if self.initial else "no_window"
         if self.initial and any(0 < length < self.width - 1 for length in self.lengths):
             yield "shorter_than_the_window"
-        if max(self.lengths, default=0) > 16:
+        if max(self.lengths, default=0) > BLOCK_T:
             yield "several_blocks"
         if self.strided:
             yield "strided"

@@ -8,6 +8,7 @@ import ssd_kernels.checks
 from ssd_kernels import get_op
 from tests.correctness.budget import assert_within_budget
 from tests.correctness.operator_problems import (
+    BLOCK_T,
     ConvProblem,
     assert_right,
     conv_problems,
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.correctness, pytest.mark.usefixtures(poisoned_memory._
 
 PACKED = ConvProblem(lengths=(0, 1, 2, 0, 17, 3, 0), packed=True, channels=5)
 PLAIN = ConvProblem(lengths=(19, 19), packed=False, channels=5)
+LONG = BLOCK_T + 2
 
 
 def check(name, problem, dtype):
@@ -49,6 +51,8 @@ def check(name, problem, dtype):
 @example(problem=PACKED.but(initial=False, width=3))
 @example(problem=PACKED.but(lengths=(0, 0, 0)))
 @example(problem=PLAIN.but(strided=True, width=2))
+@example(problem=PLAIN.but(lengths=(2 * LONG,)))
+@example(problem=PACKED.but(lengths=(BLOCK_T - 1, 2, BLOCK_T, BLOCK_T + 1)))
 def test_equals_torchs_convolution_of_each_sequence(name, dtype, problem):
     check(name, problem, dtype)
 
@@ -61,12 +65,12 @@ def test_the_torch_form_takes_any_width(width):
 
 @in_fp32
 @covering("initial_window", "no_window", "several_blocks")
-@given(problem=conv_problems(packed=False, lengths=(18,)), data=st.data())
+@given(problem=conv_problems(packed=False, lengths=(LONG,)), data=st.data())
 def test_prefill_split_anywhere_equals_the_whole(name, problem, data):
-    cuts = sorted(data.draw(st.lists(st.integers(0, 18), min_size=1, max_size=3), label="cuts"))
+    cuts = sorted(data.draw(st.lists(st.integers(0, LONG), min_size=1, max_size=3), label="cuts"))
     inputs = problem.inputs()
     window, parts = inputs.pop("initial_window"), []
-    for start, stop in zip([0, *cuts], [*cuts, 18], strict=True):
+    for start, stop in zip([0, *cuts], [*cuts, LONG], strict=True):
         part, window = get_op("causal_conv1d", name)(
             **{**inputs, "x": inputs["x"][:, start:stop]}, initial_window=window, return_final_window=True
         )

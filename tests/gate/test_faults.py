@@ -227,3 +227,83 @@ def test_a_busy_machine_decides_nothing_about_times(project):
         "SKIPPED * ENV: other programs used 90.0 % of the processors while it was measured (tolerance 25.0 %)"
     )
     assert contents(project) == before
+
+
+def put_in_conftest(project, text):
+    with (project.path / "conftest.py").open("a") as stream:
+        stream.write(textwrap.dedent(text))
+
+
+def test_no_baseline_is_made_on_a_busy_machine(project):
+    put_in_conftest(
+        project,
+        """
+        from kernelgate import cpu, metrics
+        cpu.LoadMeter.read = lambda self: {metrics.LOAD: metrics.metric(0.9, "1", "info")}
+        """,
+    )
+    project.commit()
+    before = contents(project)
+    result = project.run("--gate-record=first", "--gate-processes=2", "--benchmark-timer=time.perf_counter", "-rs")
+    assert result.ret == 12
+    result.stdout.fnmatch_lines(["NOT RECORDED: *", "SKIPPED * ENV: other programs used 90.0 %*"])
+    assert contents(project) == before
+
+
+SLOWED = """
+    import pytest
+    from kernelgate import metrics
+
+    class Meter:
+        def slowed(self, count):
+            self.count = count
+            return [index in {spoiled} for index in range(count)]
+
+        def read(self, slowed):
+            return {{
+                metrics.SLOWED: metrics.metric(slowed, "1", "info"),
+                metrics.FOREIGN: metrics.metric({programs}, "programs", "info"),
+            }}
+
+    @pytest.fixture(autouse=True)
+    def meter(benchmark):
+        benchmark._state = Meter()
+    """
+
+
+def test_samples_under_a_slowdown_are_dropped_and_counted(project):
+    """The first of three rounds is a thousand times too long, and the GPU had slowed down."""
+    project.pytester.makepyfile(
+        test_it="""
+        import clock
+
+        def test_work(benchmark):
+            seconds = iter([1e-3, 1.0])
+            benchmark.pedantic(lambda: clock.work(next(seconds, 1e-3)), rounds=4)
+            assert benchmark.stats.stats.max < 0.01
+            assert len(benchmark.stats.stats.data) == 3
+            assert benchmark.observation.metrics["slowed_samples"].typical == 0.25
+            assert len(benchmark.observation.samples) == 3
+        """
+    )
+    put_in_conftest(project, SLOWED.format(spoiled={1}, programs=0))
+    project.run("--gate-processes=1").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "programs", "reason"),
+    [
+        (range(1000), 0, "the GPU slowed down, for heat or by its hardware, during 100 % of the samples *"),
+        ((), 2, "expected the GPU for itself, found it open in 2 other programs"),
+    ],
+    ids=["hot", "shared"],
+)
+def test_a_gpu_in_no_state_to_be_timed_decides_nothing(project, spoiled, programs, reason):
+    project.record("--gate-processes=2")
+    put_in_conftest(project, SLOWED.format(spoiled=spoiled, programs=programs))
+    before = contents(project)
+    result = project.run("--benchmark-compare", "--gate-processes=2", "-rs")
+    assert result.ret == 12
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(f"SKIPPED * ENV: {reason}")
+    assert contents(project) == before

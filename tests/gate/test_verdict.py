@@ -261,6 +261,40 @@ class TestJudge:
         now = {"latency_s": self.SLOW, "foreign_load": busy}
         assert judge({"latency_s": self.BASE}, now, POLICY).outcome == Outcome.REGRESSED
 
+    @pytest.mark.parametrize(
+        ("was", "now", "outcome", "found"),
+        [
+            ((2, 2), (2, 2), Outcome.REGRESSED, "latency_s"),
+            ((2, 2), (1, 1), Outcome.ENV, "expected the baseline's number of threads, 2, found 1:"),
+            ((2, 2), (2, 1), Outcome.ENV, "expected the baseline's number of threads, 2, found 1, 2:"),
+        ],
+    )
+    def test_another_number_of_threads_is_env(self, was, now, outcome, found):
+        before, after = (Metric(values=values, unit="threads", kind="info") for values in (was, now))
+        verdict = judge({"latency_s": self.BASE, "threads": before}, {"latency_s": self.SLOW, "threads": after}, POLICY)
+        assert verdict.outcome == outcome
+        assert found in verdict.reasons[0]
+
+    @pytest.mark.parametrize(
+        ("name", "values", "reason"),
+        [
+            ("slowed_samples", (0.6, 0.7), "the GPU slowed down, for heat or by its hardware, during 65.0 % of"),
+            ("foreign_programs", (1, 1), "expected the GPU for itself, found it open in 1 other programs"),
+        ],
+    )
+    def test_a_gpu_that_was_disturbed_is_env_for_times_alone(self, name, values, reason):
+        now = {"latency_s": self.SLOW, name: Metric(values=values, unit="1", kind="info")}
+        verdict = judge({"latency_s": self.BASE}, now, POLICY)
+        assert verdict.outcome == Outcome.ENV
+        assert reason in verdict.reasons[0]
+        hungrier = {**now, "peak_bytes": exact(8192)}
+        assert judge({"latency_s": self.BASE, "peak_bytes": exact(4096)}, hungrier, POLICY).outcome == Outcome.REGRESSED
+
+    def test_a_few_spoiled_samples_leave_the_times_in_force(self):
+        slowed = Metric(values=(0.5, 0.1, 0.2), unit="1", kind="info")
+        now = {"latency_s": self.SLOW, "slowed_samples": slowed}
+        assert judge({"latency_s": self.BASE}, now, POLICY).outcome == Outcome.REGRESSED
+
     def test_a_load_without_a_time_to_judge_says_nothing(self):
         busy = Metric(values=(0.9,), unit="1", kind="info")
         verdict = judge({"peak_bytes": exact(4096)}, {"peak_bytes": exact(4096), "foreign_load": busy}, POLICY)

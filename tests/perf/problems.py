@@ -36,7 +36,7 @@ MODELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanProblem:
-    """One SSD call of Bamba-9B's mixer."""
+    """One SSD call of a mixer, by default of Bamba-9B's."""
 
     ssm: str
     batch: int
@@ -47,11 +47,17 @@ class ScanProblem:
     headdim: int = 64
     ngroups: int = 1
     d_state: int = 128
+    nseqs: int = 0  # equal sequences packed in a row; none are where 0
 
     @property
     def name(self) -> str:
         """What the problem is called in tables and baselines."""
-        return f"{self.ssm}-{self.carry}-q{self.chunk_size}-{self.batch}x{self.seqlen}"
+        parts = [self.ssm, self.carry, f"q{self.chunk_size}", f"{self.batch}x{self.seqlen}"]
+        if (self.nheads, self.headdim, self.ngroups, self.d_state) != (128, 64, 1, 128):
+            parts.append(f"h{self.nheads}p{self.headdim}g{self.ngroups}n{self.d_state}")
+        if self.nseqs:
+            parts.append(f"packed{self.nseqs}")
+        return "-".join(parts)
 
     @property
     def tokens(self) -> int:
@@ -62,7 +68,7 @@ class ScanProblem:
     def bytes(self) -> int:
         """Bytes that any implementation moves: x, y, B, C and dt once, the final state once."""
         elements = 2 * self.nheads * self.headdim + 2 * self.ngroups * self.d_state + self.nheads
-        state = self.batch * self.nheads * self.headdim * self.d_state * 4
+        state = max(self.batch, self.nseqs) * self.nheads * self.headdim * self.d_state * 4
         return self.tokens * elements * DTYPE.itemsize + state
 
     @property
@@ -95,20 +101,43 @@ class ScanProblem:
             "dt_bias": dt + torch.log(-torch.expm1(-dt)),
             "dt_softplus": True,
             "carry": self.carry,
+            **self._packing(),
         }
+
+    def _packing(self) -> dict[str, Tensor]:
+        if not self.nseqs:
+            return {}
+        length = self.seqlen // self.nseqs
+        return {"cu_seqlens": torch.arange(0, self.seqlen + 1, length, device=DEVICE, dtype=torch.int32)}
 
 
 if ON_GPU:
     SCANS = [
         ScanProblem(ssm="triton", batch=1, seqlen=1024),
+        ScanProblem(ssm="triton", batch=1, seqlen=2048),
         ScanProblem(ssm="triton", batch=1, seqlen=8192),
+        ScanProblem(ssm="triton", batch=1, seqlen=32768),
+        ScanProblem(ssm="triton", batch=1, seqlen=131072),
         ScanProblem(ssm="triton", batch=8, seqlen=2048),
+        ScanProblem(ssm="triton", batch=32, seqlen=1024),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, chunk_size=64),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, chunk_size=128),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, carry="none"),
+        ScanProblem(ssm="triton", batch=1, seqlen=32768, carry="none"),
+        ScanProblem(ssm="triton", batch=8, seqlen=2048, carry="none"),
+        # Sixteen prompts of a batch without padding, and as many tokens of one.
+        ScanProblem(ssm="triton", batch=1, seqlen=16384, nseqs=16),
+        ScanProblem(ssm="triton", batch=1, seqlen=16384),
+        # The shapes of other hybrid models: Falcon-H1-1.5B, Mamba-2-2.7B, Zamba2-7B, Nemotron-H-8B, Falcon-H1-34B.
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=48, d_state=256),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=80),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=112, ngroups=2, d_state=64),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, ngroups=8),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=32, headdim=128, ngroups=2, d_state=256),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=24, headdim=128, d_state=256),
         ScanProblem(ssm="chunked", batch=1, seqlen=2048),
     ]
-    MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 8192, 2048, [1, 64]
+    MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 8192, [2048, 8192], [1, 16, 64, 256]
 else:
     SCANS = [
         ScanProblem(ssm="chunked", batch=1, seqlen=512),
@@ -118,7 +147,7 @@ else:
         ScanProblem(ssm="chunked", batch=1, seqlen=512, carry="none"),
         ScanProblem(ssm="tests.perf.transformers_scan:ssd", batch=1, seqlen=512, chunk_size=64),
     ]
-    MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 64, 512, [1, 16]
+    MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 64, [512], [1, 16]
 
 
 def scans(asked: str | None) -> list[ScanProblem]:
@@ -129,7 +158,10 @@ def scans(asked: str | None) -> list[ScanProblem]:
 
 def exact_scan(inputs: dict[str, Any]) -> Tensor:
     """The result in fp64, by the torch form that the correctness suite holds to the recurrence."""
-    upcast = {name: value.double() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    upcast = {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
     y = get_ssd("chunked")(**upcast)
     assert isinstance(y, Tensor)
     return y

@@ -54,7 +54,7 @@ def decode(model, token_ids, cache):
     return model(token_ids, cache)
 
 
-@pytest.mark.parametrize("tokens", [pytest.param(PREFILL_TOKENS, id=f"{MODEL}-1x{PREFILL_TOKENS}")])
+@pytest.mark.parametrize("tokens", [pytest.param(tokens, id=f"{MODEL}-1x{tokens}") for tokens in PREFILL_TOKENS])
 def test_prefill(benchmark, models, tokens):
     model, exact_model = models
     token_ids = prompt(1, tokens)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ssd_kernels.checks import expect_cu_seqlens
 from ssd_kernels.conv_interface import check_conv
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import MAX_CONV_WIDTH, causal_conv1d_config
-from ssd_kernels.portable.library import define, device_of, expect_runnable
+from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def causal_conv1d(
@@ -35,8 +36,8 @@ def causal_conv1d(
     check_conv(x, weight, bias, activation, initial_window, cu_seqlens)
     expect_runnable("x", x)
     expect_width(weight)
-    y, final_window = torch.ops.ssd_kernels.causal_conv1d(
-        x, weight, bias, initial_window, cu_seqlens, activation == "silu", return_final_window
+    y, final_window = call(
+        "causal_conv1d", x, weight, bias, initial_window, cu_seqlens, activation == "silu", return_final_window
     )
     return (y, final_window) if return_final_window else y
 
@@ -68,7 +69,8 @@ def _causal_conv1d(
         (*weight.stride(), 0 if bias is None else bias.stride(0), 0 if cu_seqlens is None else cu_seqlens.stride(0)),
     )
     with device_of(x):
-        _causal_conv1d_kernel[(units * triton.cdiv(channels, config.block["BLOCK_C"]),)](
+        launch(
+            _causal_conv1d_kernel, (units * triton.cdiv(channels, config.block["BLOCK_C"]),),
             x, weight, bias, initial_window, cu_seqlens, y, final_window, strides,
             seqlen, token_blocks, batch * token_blocks, nseqs, max(nseqs - 1, 0).bit_length(), channels,
             SILU=silu, WIDTH=weight.shape[1], **config.kwargs,
@@ -91,6 +93,7 @@ define(
     "bool with_window) -> (Tensor, Tensor)",
     _causal_conv1d,
     _fake_causal_conv1d,
+    called=True,
 )
 
 
@@ -98,7 +101,7 @@ define(
 def _causal_conv1d_kernel(
     x_ptr, weight_ptr, bias_ptr, window_ptr, cu_ptr, y_ptr, final_ptr, strides,
     seqlen, token_blocks, token_units, nseqs, search_steps, channels,
-    SILU: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_C channels of BLOCK_T tokens, or of one sequence's final window.
 
@@ -107,62 +110,115 @@ def _causal_conv1d_kernel(
     """
     pid = tl.program_id(0)
     channel_blocks = tl.cdiv(channels, BLOCK_C)
-    unit = (pid // channel_blocks).to(tl.int64)
+    unit = pid // channel_blocks  # 32 bits wide: a division of 64 costs as much as ten channels
     offs_c = (pid % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
     if unit < token_units:
         _convolve(
-            x_ptr, weight_ptr, bias_ptr, window_ptr, cu_ptr, y_ptr, strides, unit // token_blocks,
-            unit % token_blocks * BLOCK_T, offs_c, seqlen, nseqs, search_steps, channels, SILU, WIDTH, BLOCK_T,
+            x_ptr, weight_ptr, bias_ptr, window_ptr, cu_ptr, y_ptr, strides, (unit // token_blocks).to(tl.int64),
+            (unit % token_blocks).to(tl.int64) * BLOCK_T, offs_c, seqlen, nseqs, search_steps, channels,
+            SILU, WIDTH, BLOCK_T, ROWS,
         )  # fmt: skip
     else:
-        _keep_window(x_ptr, window_ptr, cu_ptr, final_ptr, strides, unit - token_units, offs_c, seqlen, channels, WIDTH)
+        sequence = (unit - token_units).to(tl.int64)
+        _keep_window(x_ptr, window_ptr, cu_ptr, final_ptr, strides, sequence, offs_c, seqlen, channels, WIDTH)
 
 
 @triton.jit
 def _convolve(
     x_ptr, weight_ptr, bias_ptr, window_ptr, cu_ptr, y_ptr, strides, batch, first, offs_c,
-    seqlen, nseqs, search_steps, channels, SILU: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr,
+    seqlen, nseqs, search_steps, channels,
+    SILU: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The outputs of BLOCK_T tokens from `first` on. A row is read from memory once, by the other taps from L1."""
-    x_strides = strides[0]
-    window_strides = strides[1]
-    offs_t = first + tl.arange(0, BLOCK_T)
-    in_t = offs_t < seqlen
-    in_c = offs_c < channels
-    if cu_ptr is None:
-        sequence = tl.zeros((BLOCK_T,), dtype=tl.int64) + batch
-        start = tl.zeros((BLOCK_T,), dtype=tl.int64)
-    else:
-        sequence, start = _sequences_of(offs_t, cu_ptr, strides[2][3], nseqs, search_steps, BLOCK_T)
-    x_ptrs = x_ptr + batch * x_strides[0] + offs_c[None, :] * x_strides[2]
-    weight_ptrs = weight_ptr + offs_c * strides[2][0]
+    """The outputs of BLOCK_T tokens from `first` on, ROWS at a time, all of whose loads are under way before any use.
 
-    acc = tl.zeros((BLOCK_T, offs_c.shape[0]), dtype=tl.float32)
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_c * strides[2][2], mask=in_c, other=0.0).to(tl.float32)[None, :]
+    A thread keeps its channels: the inputs that the next tokens need stay in its registers, as `before`, the latest
+    first. Where a packed sequence ends among the ROWS, they are worked on one by one.
+    """
+    x_strides = strides[0]
+    in_c = offs_c < channels
+    x_ptrs = x_ptr + batch * x_strides[0] + offs_c * x_strides[2]
+    y_ptrs = y_ptr + batch * seqlen * channels + offs_c
+    taps: tl.tuple = ()  # the token's own first
     for k in tl.static_range(WIDTH):
-        weight = tl.load(weight_ptrs + (WIDTH - 1 - k) * strides[2][1], mask=in_c, other=0.0).to(tl.float32)
-        from_t = offs_t - k
-        in_x = (in_t & (from_t >= 0))[:, None] & in_c[None, :]
-        x = tl.load(x_ptrs + from_t[:, None] * x_strides[1], mask=in_x, other=0.0).to(tl.float32)  # (T, C)
+        weight_ptrs = weight_ptr + offs_c * strides[2][0] + (WIDTH - 1 - k) * strides[2][1]
+        taps += (tl.load(weight_ptrs, mask=in_c, other=0.0).to(tl.float32),)
+    bias = tl.zeros_like(taps[0])
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + offs_c * strides[2][2], mask=in_c, other=0.0).to(tl.float32)
+
+    sequence, start, stop = _sequence_at(first, batch, cu_ptr, strides[2][3], seqlen, nseqs, search_steps)
+    before = _inputs_before(first, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH)
+    for t in range(first, tl.minimum(first + BLOCK_T, seqlen), ROWS):
+        rows: tl.tuple = ()
+        for i in tl.static_range(ROWS):
+            rows += (tl.load(x_ptrs + (t + i) * x_strides[1], mask=in_c & (t + i < seqlen)),)
+        is_one_sequence = True
         if cu_ptr is not None:
-            # Chosen after the load, which so does not wait for the search.
-            x = tl.where((from_t >= start)[:, None], x, 0.0)
-        acc += x * weight[None, :]
-    if window_ptr is not None:  # noqa: SIM102 -- the outer one is decided when the kernel is compiled
-        # Few blocks hold a token this near to its sequence's start.
-        if tl.max((offs_t - start < WIDTH - 1).to(tl.int32), axis=0) > 0:
-            window_ptrs = window_ptr + sequence[:, None] * window_strides[0] + offs_c[None, :] * window_strides[1]
-            for k in tl.static_range(1, WIDTH):
-                weight = tl.load(weight_ptrs + (WIDTH - 1 - k) * strides[2][1], mask=in_c, other=0.0).to(tl.float32)
-                column = offs_t - k - start + WIDTH - 1
-                in_window = (in_t & (column >= 0) & (column < WIDTH - 1))[:, None] & in_c[None, :]
-                before = tl.load(window_ptrs + column[:, None] * window_strides[2], mask=in_window, other=0.0)
-                acc += tl.where(in_window, before.to(tl.float32) * weight[None, :], 0.0)
+            is_one_sequence = stop >= tl.minimum(t + ROWS, seqlen)
+        if is_one_sequence:
+            for i in tl.static_range(ROWS):
+                row = rows[i].to(tl.float32)
+                y = _weigh(row, before, taps, bias, SILU, WIDTH).to(y_ptr.dtype.element_ty)
+                tl.store(y_ptrs + (t + i) * channels, y, mask=in_c & (t + i < seqlen))
+                before = (row,) + before[: WIDTH - 2]  # noqa: RUF005 -- Triton knows no star
+        else:
+            for token in range(t, tl.minimum(t + ROWS, seqlen)):
+                if token >= stop:
+                    sequence, start, stop = _sequence_at(
+                        token, batch, cu_ptr, strides[2][3], seqlen, nseqs, search_steps
+                    )  # fmt: skip
+                    before = _inputs_before(token, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH)
+                row = tl.load(x_ptrs + token * x_strides[1], mask=in_c).to(tl.float32)
+                y = _weigh(row, before, taps, bias, SILU, WIDTH).to(y_ptr.dtype.element_ty)
+                tl.store(y_ptrs + token * channels, y, mask=in_c)
+                before = (row,) + before[: WIDTH - 2]  # noqa: RUF005
+
+
+@triton.jit
+def _weigh(row, before, taps, bias, SILU: tl.constexpr, WIDTH: tl.constexpr):
+    """One token's outputs, fp32."""
+    y = bias + row * taps[0]
+    for k in tl.static_range(1, WIDTH):
+        y += before[k - 1] * taps[k]
     if SILU:
-        acc = silu(acc)
-    y_ptrs = y_ptr + (batch * seqlen + offs_t)[:, None] * channels + offs_c[None, :]
-    tl.store(y_ptrs, acc.to(y_ptr.dtype.element_ty), mask=in_t[:, None] & in_c[None, :])
+        y = silu(y)
+    return y
+
+
+@triton.jit
+def _inputs_before(token, x_ptrs, window_ptr, strides, sequence, start, offs_c, in_c, WIDTH: tl.constexpr):
+    """The WIDTH - 1 inputs before a token, fp32, the latest first: before its sequence's start, those of the window."""
+    before: tl.tuple = ()
+    for k in tl.static_range(1, WIDTH):
+        from_t = token - k
+        in_x = (from_t >= start) & (from_t >= 0)
+        row = tl.load(x_ptrs + from_t * strides[0][1], mask=in_c & in_x, other=0.0).to(tl.float32)
+        if window_ptr is not None:
+            column = from_t - start + WIDTH - 1
+            in_window = in_c & (column >= 0) & (column < WIDTH - 1)
+            window_ptrs = window_ptr + sequence * strides[1][0] + offs_c * strides[1][1] + column * strides[1][2]
+            row = tl.where(in_x, row, tl.load(window_ptrs, mask=in_window, other=0.0).to(tl.float32))
+        before += (row,)
+    return before
+
+
+@triton.jit
+def _sequence_at(token, batch, cu_ptr, cu_stride, seqlen, nseqs, search_steps):
+    """The sequence of a token, the last that starts at it or before, by bisection; its start, and one past its end."""
+    sequence = batch
+    start = batch * 0
+    stop = start + seqlen
+    if cu_ptr is not None:
+        sequence = batch * 0
+        high = sequence + nseqs
+        for _ in range(search_steps):
+            middle = (sequence + high) // 2
+            reached = tl.load(cu_ptr + middle * cu_stride) <= token
+            sequence = tl.where(reached, middle, sequence)
+            high = tl.where(reached, high, middle)
+        start = tl.load(cu_ptr + sequence * cu_stride).to(tl.int64)
+        stop = tl.load(cu_ptr + (sequence + 1) * cu_stride).to(tl.int64)
+    return sequence, start, stop
 
 
 @triton.jit
@@ -193,16 +249,3 @@ def _keep_window(
         kept = tl.where((from_t >= start)[None, :], kept, before)
     final_ptrs = final_ptr + (sequence * channels + offs_c)[:, None] * (WIDTH - 1) + offs_w[None, :]
     tl.store(final_ptrs, kept, mask=in_tile)
-
-
-@triton.jit
-def _sequences_of(offs_t, cu_ptr, cu_stride, nseqs, search_steps, BLOCK_T: tl.constexpr):
-    """The sequence of each token, the last that starts at it or before, by bisection; and that sequence's start."""
-    low = tl.zeros((BLOCK_T,), dtype=tl.int64)
-    high = low + nseqs
-    for _ in range(search_steps):
-        middle = (low + high) // 2
-        reached = tl.load(cu_ptr + middle * cu_stride) <= offs_t
-        low = tl.where(reached, middle, low)
-        high = tl.where(reached, high, middle)
-    return low, tl.load(cu_ptr + low * cu_stride).to(tl.int64)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.conv_interface import check_conv_step
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.causal_conv1d import expect_width
 from ssd_kernels.portable.configs import causal_conv1d_step_config
-from ssd_kernels.portable.library import define, device_of, expect_runnable, refuse_gradient
+from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def causal_conv1d_step(
@@ -35,9 +36,8 @@ def causal_conv1d_step(
     check_conv_step(x, window, weight, bias, activation, slots)
     expect_runnable("x", x)
     expect_width(weight)
-    with torch.no_grad():
-        y = torch.ops.ssd_kernels.causal_conv1d_step(x, window, weight, bias, slots, activation == "silu")
-    return refuse_gradient("causal_conv1d_step", y, x, window, weight, bias)
+    y: Tensor = call("causal_conv1d_step", x, window, weight, bias, slots, activation == "silu")
+    return y
 
 
 def _causal_conv1d_step(
@@ -56,7 +56,8 @@ def _causal_conv1d_step(
         (*weight.stride(), 0 if bias is None else bias.stride(0), 0 if slots is None else slots.stride(0)),
     )
     with device_of(x):
-        _causal_conv1d_step_kernel[(batch * triton.cdiv(channels, config.block["BLOCK_C"]),)](
+        launch(
+            _causal_conv1d_step_kernel, (batch * triton.cdiv(channels, config.block["BLOCK_C"]),),
             x, window, weight, bias, slots, y, strides, nslots, channels,
             SILU=silu, WIDTH=weight.shape[1], **config.kwargs,
         )  # fmt: skip
@@ -71,6 +72,7 @@ define(
     "causal_conv1d_step(Tensor x, Tensor(a!) window, Tensor weight, Tensor? bias, Tensor? slots, bool silu) -> Tensor",
     _causal_conv1d_step,
     _fake_causal_conv1d_step,
+    called=True,
 )
 
 

@@ -1,12 +1,16 @@
 """Every launch configuration of the portable kernels, pinned; none is searched for at run time.
 
-Chosen on an H200; `docs/kernel_log.md` has the measurements.
+Chosen on an H200; `docs/kernel_log.md` has the measurements. For other devices, and for the operators beside the scan,
+`python -m ssd_kernels tune` puts what it finds into the table of :mod:`ssd_kernels.portable.pinned`, which comes first.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
+
+from ssd_kernels.portable.pinned import pinned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,30 +31,48 @@ CHUNK_TABLE = Config(block={"BLOCK": 256}, num_warps=1)
 CHUNK_CUMSUM = Config(block={"BLOCK_H": 1}, num_warps=4)
 STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
 
+CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
+CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 256}, num_warps=4)
+
 MAX_CONV_WIDTH = 4  # taps
 
 
 def causal_conv1d_config() -> Config:
-    """BLOCK_T: tokens; BLOCK_C: channels."""
-    return Config(block={"BLOCK_T": 16, "BLOCK_C": 128}, num_warps=4)
+    """BLOCK_T: tokens; ROWS: of them, at once; BLOCK_C: channels, eight of a thread's own."""
+    return _pinned("causal_conv1d") or CAUSAL_CONV1D
 
 
 def causal_conv1d_step_config() -> Config:
     """BLOCK_C: channels."""
-    return Config(block={"BLOCK_C": 256}, num_warps=4)
+    return _pinned("causal_conv1d_step") or CAUSAL_CONV1D_STEP
 
 
 def gated_rms_norm_config(width: int) -> Config:
-    """BLOCK: elements of one norm held at once; a wider one is read twice, block by block."""
-    block = min(_power_of_2(width), 16384)
-    return Config(block={"BLOCK": block}, num_warps=min(max(block // 1024, 1), 16))
+    """BLOCK: elements of a norm held at once, a wider one is read twice; ROWS: norms a program; STAGES: in flight."""
+    return _pinned("gated_rms_norm", width) or _gated_rms_norm(width)
 
 
 def ssd_step_config(headdim: int, d_state: int) -> Config:
     """BLOCK_P, BLOCK_N: the tile of a head's state; BLOCK_N covers d_state."""
+    return _pinned("ssd_step", headdim, d_state) or _ssd_step(headdim, d_state)
+
+
+@cache
+def _gated_rms_norm(width: int) -> Config:
+    block = min(_power_of_2(width), 16384)
+    return Config(block={"BLOCK": block, "ROWS": 1, "STAGES": 1}, num_warps=min(max(block // 1024, 1), 16))
+
+
+@cache
+def _ssd_step(headdim: int, d_state: int) -> Config:
     block_n = _power_of_2(d_state)
     block_p = min(_power_of_2(headdim), max(1, 4096 // block_n))
     return Config(block={"BLOCK_P": block_p, "BLOCK_N": block_n}, num_warps=4)
+
+
+def _pinned(kernel: str, *sizes: int) -> Config | None:
+    entry = pinned(kernel, *sizes)
+    return None if entry is None else Config(**entry)
 
 
 def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:

@@ -7,27 +7,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 _library = torch.library.Library("ssd_kernels", "FRAGMENT")
-
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 _INSTEAD = "take the implementation 'torch'"
 
 
-def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any], *, instead: str = _INSTEAD) -> None:
+def define(
+    schema: str, run: Callable[..., Any], fake: Callable[..., Any], *, instead: str = _INSTEAD, called: bool = False
+) -> None:
     """Define `ssd_kernels::name`, which torch.compile takes whole; `fake` makes outputs without values.
 
-    A `backward` through it raises NotImplementedError, which says what to do `instead`. Of an operator that works in
-    place, whose schema says so by an exclamation mark, torch takes no such formula: call :func:`refuse_gradient` on
-    its result.
+    A `backward` through it raises NotImplementedError, which says what to do `instead`. Torch takes no such formula of
+    an operator that works in place, and asks it at every call, for as long as a launch: an operator that is `called`,
+    by nothing but :func:`call`, leaves the refusal to that.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     for key in ("CUDA", "CPU"):
         _library.impl(name, run, key)
     torch.library.register_fake(f"ssd_kernels::{name}", fake, lib=_library)
-    if "!" not in schema:
+    if not called:
         torch.library.register_autograd(f"ssd_kernels::{name}", lambda *_: _refuse(name, instead), lib=_library)
+
+
+def call(name: str, *args: Any, instead: str = _INSTEAD) -> Any:
+    """What an operator of ours, defined as `called`, makes of its arguments; a `backward` through it raises.
+
+    Args:
+        name: `ssd_kernels::name`.
+        *args: its arguments.
+        instead: what the error says to do.
+    """
+    operator = getattr(torch.ops.ssd_kernels, name)
+    if not torch.is_grad_enabled():
+        return operator(*args)
+    wanted = [each for each in args if isinstance(each, Tensor) and each.requires_grad]
+    if not wanted:
+        return operator(*args)
+    with torch.no_grad():
+        results = operator(*args)
+    if isinstance(results, Tensor):
+        return _NoBackward.apply(name, instead, 1, results, *wanted)[0]  # type: ignore[no-untyped-call]
+    return _NoBackward.apply(name, instead, len(results), *results, *wanted)  # type: ignore[no-untyped-call]
 
 
 def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> None:
@@ -46,26 +70,24 @@ def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> Non
         )
 
 
-def refuse_gradient(name: str, y: Tensor, *inputs: Tensor | None) -> Tensor:
-    """The result of an operator that worked in place: its `backward`, should one need it, raises."""
-    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
-    return _NoBackward.apply(name, y, *wanted) if wanted and torch.is_grad_enabled() else y  # type: ignore[no-untyped-call]
-
-
 def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Make the device of a tensor the current one: Triton launches there."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+    """Make the device of a tensor the current one, if it is not: Triton launches there."""
+    if not tensor.is_cuda or tensor.device.index == driver.active.get_current_device():
+        return _NOTHING
+    return torch.cuda.device(tensor.device)
 
 
 class _NoBackward(torch.autograd.Function):
+    """Passes its first tensors on as if they depended on the others."""
+
     @staticmethod
-    def forward(ctx: Any, name: str, y: Tensor, *_: Tensor) -> Tensor:
-        ctx.name = name
-        return y
+    def forward(ctx: Any, name: str, instead: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name, ctx.instead = name, instead
+        return tensors[:count]
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
-        _refuse(ctx.name, _INSTEAD)
+        _refuse(ctx.name, ctx.instead)
 
 
 def _refuse(name: str, instead: str) -> None:

@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.checks import expect_different_slots
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import silu, softplus
 from ssd_kernels.portable.configs import ssd_step_config
-from ssd_kernels.portable.library import define, device_of, expect_runnable, refuse_gradient
+from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 from ssd_kernels.step_interface import check_ssd_step
 
 
@@ -41,9 +42,8 @@ def ssd_step(
     """
     check_ssd_step(state, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_limit=dt_limit, slots=slots)
     expect_runnable("x", x)
-    with torch.no_grad():
-        y = torch.ops.ssd_kernels.ssd_step(state, x, dt, A, B, C, D, z, dt_bias, slots, dt_softplus, *dt_limit)
-    return refuse_gradient("ssd_step", y, state, x, dt, A, B, C, D, z, dt_bias)
+    y: Tensor = call("ssd_step", state, x, dt, A, B, C, D, z, dt_bias, slots, dt_softplus, *dt_limit)
+    return y
 
 
 def _ssd_step(
@@ -64,10 +64,11 @@ def _ssd_step(
         (*vectors, *skip),
     )  # fmt: skip
     with device_of(x):
-        _ssd_step_kernel[(batch * nheads * triton.cdiv(headdim, config.block["BLOCK_P"]),)](
+        launch(
+            _ssd_step_kernel, (batch * nheads * triton.cdiv(headdim, config.block["BLOCK_P"]),),
             state, x, dt, A, B, C, D, z, dt_bias, slots, y, strides, dt_low, dt_high, nslots, nheads,
             HEADS_PER_GROUP=nheads // B.shape[1], SOFTPLUS=dt_softplus, HEADDIM=headdim, D_STATE=d_state,
-            **config.kwargs,
+            DENSE=state.stride()[2:] == (d_state, 1), **config.kwargs,
         )  # fmt: skip
     return y
 
@@ -81,6 +82,7 @@ define(
     "Tensor? dt_bias, Tensor? slots, bool dt_softplus, float dt_low, float dt_high) -> Tensor",
     _ssd_step,
     _fake_ssd_step,
+    called=True,
 )
 
 
@@ -89,11 +91,12 @@ def _ssd_step_kernel(
     state_ptr, x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, dt_bias_ptr, slots_ptr, y_ptr, strides,
     dt_low, dt_high, nslots, nheads,
     HEADS_PER_GROUP: tl.constexpr, SOFTPLUS: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    DENSE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P rows of one head's state. Grid: (batch · nheads · tiles,), tiles fastest.
 
-    `strides` are those of state, x, dt, B, C, z, and (A's, dt_bias's, slots', D's two).
+    `strides` are those of state, x, dt, B, C, z, and (A's, dt_bias's, slots', D's two). DENSE: a head's state has no
+    gaps.
     """
     TILES: tl.constexpr = (HEADDIM + BLOCK_P - 1) // BLOCK_P
     state_strides = strides[0]
@@ -104,27 +107,32 @@ def _ssd_step_kernel(
     z_strides = strides[5]
     vectors = strides[6]
     pid = tl.program_id(0)
+    group = (pid // TILES % nheads // HEADS_PER_GROUP).to(tl.int64)
     row = (pid // TILES // nheads).to(tl.int64)
     head = (pid // TILES % nheads).to(tl.int64)
-    group = head // HEADS_PER_GROUP
+    offs_p = pid % TILES * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_n = tl.arange(0, BLOCK_N)
+    in_p = offs_p < HEADDIM
+    in_n = offs_n < D_STATE
+    in_state = in_p[:, None] & in_n[None, :]
     slot = row
     if slots_ptr is not None:
         slot = tl.load(slots_ptr + row * vectors[2]).to(tl.int64)
-    is_slot = (slot >= 0) & (slot < nslots)
-    offs_p = (pid % TILES * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
-    offs_n = tl.arange(0, BLOCK_N).to(tl.int64)
-    in_p = offs_p < HEADDIM
-    in_n = offs_n < D_STATE
-    in_state = in_p[:, None] & in_n[None, :] & is_slot
+        is_slot = (slot >= 0) & (slot < nslots)
+        in_state &= is_slot
 
     state_ptr += slot * state_strides[0] + head * state_strides[1]
-    state_ptrs = state_ptr + offs_p[:, None] * state_strides[2] + offs_n[None, :] * state_strides[3]
+    if DENSE:
+        state_ptrs = state_ptr + offs_p[:, None] * D_STATE + offs_n[None, :]
+    else:
+        rows = offs_p.to(tl.int64)[:, None] * state_strides[2]
+        state_ptrs = state_ptr + rows + offs_n.to(tl.int64)[None, :] * state_strides[3]
     h = tl.load(state_ptrs, mask=in_state, other=0.0).to(tl.float32)  # (P, N)
-    x_ptrs = x_ptr + row * x_strides[0] + head * x_strides[1] + offs_p * x_strides[2]
+    x_ptrs = x_ptr + row * x_strides[0] + head * x_strides[1] + offs_p.to(tl.int64) * x_strides[2]
     x = tl.load(x_ptrs, mask=in_p, other=0.0).to(tl.float32)
-    B_ptrs = B_ptr + row * B_strides[0] + group * B_strides[1] + offs_n * B_strides[2]
+    B_ptrs = B_ptr + row * B_strides[0] + group * B_strides[1] + offs_n.to(tl.int64) * B_strides[2]
     B = tl.load(B_ptrs, mask=in_n, other=0.0).to(tl.float32)
-    C_ptrs = C_ptr + row * C_strides[0] + group * C_strides[1] + offs_n * C_strides[2]
+    C_ptrs = C_ptr + row * C_strides[0] + group * C_strides[1] + offs_n.to(tl.int64) * C_strides[2]
     C = tl.load(C_ptrs, mask=in_n, other=0.0).to(tl.float32)
     step = tl.load(dt_ptr + row * dt_strides[0] + head * dt_strides[1]).to(tl.float32)
     if dt_bias_ptr is not None:
@@ -139,11 +147,12 @@ def _ssd_step_kernel(
     tl.store(state_ptrs, h.to(state_ptr.dtype.element_ty), mask=in_state)
     y = tl.sum(h * C[None, :], axis=1)
     if D_ptr is not None:
-        D = tl.load(D_ptr + head * vectors[3] + offs_p * vectors[4], mask=in_p, other=0.0)
+        D = tl.load(D_ptr + head * vectors[3] + offs_p.to(tl.int64) * vectors[4], mask=in_p, other=0.0)
         y += D.to(tl.float32) * x
     if z_ptr is not None:
-        z_ptrs = z_ptr + row * z_strides[0] + head * z_strides[1] + offs_p * z_strides[2]
+        z_ptrs = z_ptr + row * z_strides[0] + head * z_strides[1] + offs_p.to(tl.int64) * z_strides[2]
         y *= silu(tl.load(z_ptrs, mask=in_p, other=0.0).to(tl.float32))
-    y = tl.where(is_slot, y, float("nan"))
+    if slots_ptr is not None:
+        y = tl.where(is_slot, y, float("nan"))
     y_ptrs = y_ptr + (row * nheads + head) * HEADDIM + offs_p
     tl.store(y_ptrs, y.to(y_ptr.dtype.element_ty), mask=in_p)
