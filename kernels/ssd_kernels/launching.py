@@ -24,10 +24,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     """Launch a kernel on the current device and stream, as `kernel[grid](*args, **constants)` does.
 
     The first launch of a kind goes through Triton, which compiles where it has to. So does every one in Triton's
-    interpreter, of a kernel that is tuned or has hooks of its own, and with arguments beside tensors, numbers, None and
-    tuples of integers. The others call the compiled kernel, with Triton's launch hooks where anyone listens; what they
-    leave out is Triton's check that no global variable the kernel reads has changed since it was compiled, and a change
-    of its settings since. No address is kept.
+    interpreter, of a kernel that is tuned or has hooks of its own, and with arguments beside tensors, numbers, None,
+    tuples of integers, tuples of tensors or None, and :class:`Tiles`. The others call the compiled kernel, with
+    Triton's launch hooks where anyone listens; what they leave out is Triton's check that no global variable the kernel
+    reads has changed since it was compiled, and a change of its settings since. No address is kept.
 
     Args:
         kernel: what `triton.jit` or Gluon's made of a function whose constexpr parameters come last.
@@ -36,7 +36,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
         **constants: every constexpr, by name, and options such as num_warps.
     """
     if not isinstance(kernel, JITFunction) or kernel.pre_run_hooks:
-        kernel[grid](*args, **constants)
+        kernel[grid](*_described(args), **constants)
         return
     known = _known.get(id(kernel))
     if known is None:
@@ -46,7 +46,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     kind = known.kind(device, args, constants, passed)
     found = None if kind is None else known.compiled.get(kind)
     if found is None:
-        compiled = kernel[grid](*args, **constants)
+        compiled = kernel[grid](*_described(args), **constants)
         # None where a hook of Triton's has taken the compilation over.
         if kind is not None and isinstance(compiled, CompiledKernel):
             known.remember(kind, compiled, constants)
@@ -67,6 +67,28 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
 def forget() -> None:
     """Have the next launch of every kind go through Triton."""
     _known.clear()
+
+
+class Tiles:
+    """A tensor as TMA sees it: Triton's TensorDescriptor without its checks, which take as long as a launch.
+
+    Triton's launcher reads `base`, `shape`, `strides` and the two options; `layout`, of a tile in shared memory, is for
+    the first launch of a kind only, and has to follow from the tile and the dtype. The checks are made then.
+    """
+
+    __slots__ = ("base", "kind", "layout", "shape", "strides")
+    padding = "zero"
+    round_f32_to_tf32 = False
+
+    def __init__(self, base: Tensor, shape: _Kind, strides: _Kind, block: _Kind, layout: Any) -> None:
+        self.base, self.shape, self.strides, self.layout = base, shape, strides, layout
+        self.kind = (base.dtype, block)
+
+    def described(self) -> Any:
+        """The descriptor of Triton's."""
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+        return TensorDescriptor(self.base, list(self.shape), list(self.strides), list(self.kind[1]), self.layout)
 
 
 class _Known:
@@ -95,10 +117,15 @@ class _Known:
                 dtype, value = value.dtype, value.data_ptr()
                 add((dtype,) if value & 15 else dtype)
             elif of is tuple:
-                known = _kinds_of_tuples.get(value) or _kind_of_tuple(value)
+                if value and (type(value[0]) is Tensor):
+                    known, value = _kind_of_tensors(value)
+                else:
+                    known = _kinds_of_tuples.get(value) or _kind_of_tuple(value)
                 if known is None:
                     return None
                 add(known)
+            elif of is Tiles:
+                add(value.kind)
             elif of is int:
                 add(_width(value) if plain else _kind_of_int(value))
             elif of is float:
@@ -120,6 +147,29 @@ class _Known:
 _known: dict[int, _Known] = {}  # by the kernel's id: a JITFunction's hash is one of its source
 _kinds_of_tuples: dict[_Kind, _Kind] = {}
 _TRITONS_LAUNCH_METADATA = CompiledKernel.launch_metadata
+
+
+def _described(args: _Kind) -> _Kind:
+    """Arguments as Triton's own launch takes them."""
+    return tuple(arg.described() if type(arg) is Tiles else arg for arg in args)
+
+
+def _kind_of_tensors(values: _Kind) -> tuple[_Kind | None, _Kind]:
+    """The kinds of tensors in a tuple, and their addresses; no kind of a tuple of anything but tensors and None."""
+    kinds: list[Any] = [Tensor]
+    addresses: list[Any] = []
+    for value in values:
+        of = type(value)
+        if value is None:
+            kinds.append(None)
+            addresses.append(None)
+        elif of is Tensor or of is Parameter:
+            address = value.data_ptr()
+            kinds.append((value.dtype,) if address & 15 else value.dtype)
+            addresses.append(address)
+        else:
+            return None, values
+    return tuple(kinds), tuple(addresses)
 
 
 def _kind_of_tuple(values: _Kind) -> _Kind | None:

@@ -28,6 +28,9 @@ STEEP_STEP = tl.constexpr(192.0)
 # Whether the scan is put on the device while the preparation still runs, and waits there for its end.
 EARLY_START = False
 
+# The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
+TILE_RANK = 3
+
 NEGLIGIBLE = 40.0  # of a state that decays by more, in powers of two, nothing is left beside what is added later
 
 
@@ -45,7 +48,7 @@ class Config:
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-PREPARE = Config(block={"BLOCK_H": 8, "BLOCK_S": 64}, num_warps=4)
+PREPARE = Config(block={"BLOCK_H": 4, "BLOCK_S": 64}, num_warps=2)
 SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
 
 
@@ -96,10 +99,10 @@ _TILES = {(64, 1): (5, 1), (64, 2): (4, 1), (128, 1): (4, 1), (128, 2): (3, 1)}
 D_STATES = tuple(sorted({d_state for d_state, _ in _TILES}))
 
 # Microseconds on an H200, at full load: of a chunk, by consumers; of filling the stages; of a launch of the states
-# before segments and of a chunk in it. A cut has to gain more than a twentieth.
+# before segments and of a chunk in it. A cut has to gain three hundredths.
 _CHUNK_TIME = {1: 1.0, 2: 1.55}
-_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.95
-_MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 8, 16
+_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.97
+_MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 4, 16
 
 
 @functools.lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ssd_kernels.hopper.prepare import CLOSING, OPENING, STEEP
 from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
 from ssd_kernels.hopper.steep import steep_chunk
+from ssd_kernels.hopper.transfers import store_tile
 from ssd_kernels.hopper.versions import barrier
 
 
@@ -25,6 +26,7 @@ def consumer(
     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr,
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr,
     Q: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, NEGLIGIBLE: gl.constexpr,
+    RANK: gl.constexpr,
 ):  # fmt: skip
     """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state."""
     PANEL: gl.constexpr = N // PANELS
@@ -35,7 +37,7 @@ def consumer(
     x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles = tiles
     full, empty = barriers
     y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr = pointers
-    batch, row, _, first_part, nheads, _, nslots = place
+    batch, row, _, first_part, nheads, _, nslots, before = place
     start, stop, first, last, begin, end = bounds
     part = first_part + j
     head = part // PARTS
@@ -50,7 +52,7 @@ def consumer(
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     closing = gl.to_tensor(0.0)
     stage = 0
-    before = 0
+    used = 0
     phase = 0
     pending = 0
     for slot in range(begin, end):
@@ -69,7 +71,7 @@ def consumer(
         if steep:
             # y from the state as it is; what the chunk adds to the state follows below, as for all.
             if pending != 0:
-                tma.async_copy_shared_to_global(y_desc, [batch, token - Q, head, channel], y_tile)
+                store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
                 pending = 0
             S0 = scaled(S0, closing)
             if PANELS == 2:
@@ -100,8 +102,8 @@ def consumer(
             y = warpgroup_mma(gl.convert_layout(S1.to(gl.bfloat16), AY), C_tile, y, is_async=True)
         if slot > begin:
             if pending != 0:
-                tma.async_copy_shared_to_global(y_desc, [batch, token - Q, head, channel], y_tile)
-            mbarrier.arrive(empty.index(before), count=1)
+                store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
+            mbarrier.arrive(empty.index(used), count=1)
         xw = times(x, w_high[None, :], w_low[None, :])
         y = warpgroup_mma(xw, CB_tiles.index(stage).permute((1, 0)), y, is_async=True)
         xw = gl.convert_layout(xw, AS)
@@ -124,7 +126,7 @@ def consumer(
             S0, S1 = warpgroup_mma_wait(0, deps=[S0, S1])
         else:
             S0 = warpgroup_mma_wait(0, deps=[S0])
-        before = stage
+        used = stage
         stage += 1
         if stage == STAGES:
             stage = 0
@@ -132,7 +134,9 @@ def consumer(
     barrier()
     if pending != 0:
         token = start + (end - 1 - first) * Q
-        _store_last(y_desc, y_ptr, y_tile, batch, token, stop, head, channel, nheads, PARTS, P, Q, PACKED)
+        _store_last(
+            y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK
+        )
     if (end == last) & ((begin < end) | (cut[0] == 0)):
         _store_state(final_ptr, S0, S1, closing, row * nheads * PARTS + part, P, N, PANELS, LS)
     tma.store_wait(0)
@@ -202,8 +206,8 @@ def _store_state(
 
 @gluon.jit
 def _store_last(
-    y_desc, y_ptr, y_tile, batch, token, stop, head, channel, nheads,
-    PARTS: gl.constexpr, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr,
+    y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads,
+    PARTS: gl.constexpr, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
     """The segment's last chunk of y; of packed sequences without TMA, if the next sequence follows within the tile."""
     whole = token + Q <= stop
@@ -217,4 +221,4 @@ def _store_last(
     else:
         whole = token + Q > token
     if whole:
-        tma.async_copy_shared_to_global(y_desc, [batch, token, head, channel], y_tile)
+        store_tile(y_desc, batch, before, token, head, channel, y_tile, PARTS * P, RANK)

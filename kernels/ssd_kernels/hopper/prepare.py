@@ -24,6 +24,7 @@ from ssd_kernels.hopper import configs
 from ssd_kernels.hopper.configs import CHUNK, GROUP, GROUP_RANGE, PREPARE, RANGE, STEEP_STEP, STEEP_UNIT
 from ssd_kernels.hopper.slots import CUT, slot_bounds
 from ssd_kernels.interface import Sizes
+from ssd_kernels.launching import launch
 from ssd_kernels.portable.activations import softplus
 
 # What stands in a row of `exponents`, for each chunk and head, in units of log 2.
@@ -68,7 +69,8 @@ def prepare(
     config = PREPARE
     products = nslots * sizes.ngroups
     blocks = -(-nslots // GROUP) * -(-sizes.nheads // config.block["BLOCK_H"])
-    _prepare_kernel[(sizes.batch * (products + blocks),)](
+    launch(
+        _prepare_kernel, (sizes.batch * (products + blocks),),
         dt, A, dt_bias, B, C, CB, (factors, factors.view(torch.float32)), exponents, steps, tails,
         (dt.stride(), A.stride(0), 0 if dt_bias is None else dt_bias.stride(0), B.stride(), C.stride()), *dt_limit,
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),

@@ -17,12 +17,14 @@ from triton.language.extra.cuda import gdc_wait
 from ssd_kernels.hopper import configs
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
-from ssd_kernels.hopper.descriptors import flat, tiled
+from ssd_kernels.hopper.descriptors import common_rank, flat, tiled
 from ssd_kernels.hopper.prepare import EXPONENTS, Prepared
 from ssd_kernels.hopper.producer import producer
 from ssd_kernels.hopper.segment_states import Pieces
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
+from ssd_kernels.hopper.transfers import tiles_shape
 from ssd_kernels.interface import Sizes
+from ssd_kernels.launching import launch
 
 
 def scan(
@@ -40,10 +42,12 @@ def scan(
     blocks = sizes.nheads * parts // config.consumers
     panel = sizes.d_state // config.panels
     D_strides = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.ndim == 2 else 0)
-    _scan_kernel[(rows * config.cut.segments * blocks,)](
-        tiled(x, PART), tiled(B, panel), tiled(C, panel), flat(prepared.CB, CHUNK, CHUNK),
-        flat(prepared.factors, 4 * CHUNK), flat(prepared.exponents, 32), tiled(y, PART),
-        None if prepared.tails is None else tiled(prepared.tails, panel),
+    rank = common_rank(sizes.seqlen, x, B, C)
+    launch(
+        _scan_kernel, (rows * config.cut.segments * blocks,),
+        tiled(x, PART, rank), tiled(B, panel, rank), tiled(C, panel, rank), flat(prepared.CB, CHUNK, CHUNK),
+        flat(prepared.factors, 4 * CHUNK), flat(prepared.exponents, 32), tiled(y, PART, rank),
+        None if prepared.tails is None else tiled(prepared.tails, panel, rank),
         (
             y, D, initial_state, None if pieces is None else pieces.states, None if pieces is None else pieces.decays,
             final_state, prepared.steps,
@@ -53,7 +57,7 @@ def scan(
         sizes.seqlen, nslots, sizes.nheads, sizes.ngroups, config.cut.segments, config.cut.pieces_of_segment,
         period or 1,
         RESTART=period is not None, PARTS=parts, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
-        EXPONENTS=EXPONENTS, NEGLIGIBLE=NEGLIGIBLE,
+        EXPONENTS=EXPONENTS, NEGLIGIBLE=NEGLIGIBLE, RANK=rank,
         EARLY_START=configs.EARLY_START, launch_pdl=configs.EARLY_START, **config.kwargs,
     )  # fmt: skip
     return y, final_state
@@ -64,8 +68,9 @@ def _scan_kernel(
     x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, y_desc, tails_desc, pointers, strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, nheads, ngroups, segments, pieces_of_segment, period,
     RESTART: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, CHUNK: gl.constexpr, PART: gl.constexpr,
-    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, NEGLIGIBLE: gl.constexpr, EARLY_START: gl.constexpr,
-    CONSUMERS: gl.constexpr, PANELS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
+    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, NEGLIGIBLE: gl.constexpr, RANK: gl.constexpr,
+    EARLY_START: gl.constexpr, CONSUMERS: gl.constexpr, PANELS: gl.constexpr, STAGES: gl.constexpr,
+    REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One program: CONSUMERS parts of heads of one group, over one segment of a sequence.
 
@@ -89,19 +94,21 @@ def _scan_kernel(
     batch = row
     if PACKED:
         batch = row * 0
-    place = (batch, row, first_part // PARTS // (nheads // ngroups), first_part, nheads, ngroups, nslots)
+    group = first_part // PARTS // (nheads // ngroups)
+    place = (batch, row, group, first_part, nheads, ngroups, nslots, batch * seqlen)
     cut = (segment, segments, pieces_of_segment, period)
 
     DTYPE: gl.constexpr = x_desc.dtype
-    x_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * CONSUMERS, 1, CHUNK, 1, PART], x_desc.layout)
-    B_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * PANELS, 1, CHUNK, 1, D_STATE // PANELS], B_desc.layout)
-    C_tiles = gl.allocate_shared_memory(DTYPE, [STAGES * PANELS, 1, CHUNK, 1, D_STATE // PANELS], C_desc.layout)
+    x_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * CONSUMERS, CHUNK, PART, RANK), x_desc.layout)
+    PANEL: gl.constexpr = D_STATE // PANELS
+    B_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * PANELS, CHUNK, PANEL, RANK), B_desc.layout)
+    C_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * PANELS, CHUNK, PANEL, RANK), C_desc.layout)
     CB_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, CHUNK, CHUNK], CB_desc.layout)
     factors_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, 4 * CHUNK], factors_desc.layout)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     factors_fp32_tiles = factors_tiles._reinterpret(gl.float32, [STAGES * CONSUMERS, 2 * CHUNK], PLAIN)
     exponents_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * CONSUMERS, 32], exponents_desc.layout)
-    y_tiles = gl.allocate_shared_memory(DTYPE, [CONSUMERS, 1, CHUNK, 1, PART], y_desc.layout)
+    y_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(CONSUMERS, CHUNK, PART, RANK), y_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -118,11 +125,11 @@ def _scan_kernel(
             [
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK,
                 )),
                 (producer, (
                     descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
-                    STAGES, PACKED,
+                    STAGES, PACKED, RANK,
                 )),
             ],
             [1], [24],
@@ -132,15 +139,15 @@ def _scan_kernel(
             [
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK,
                 )),
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK,
                 )),
                 (producer, (
                     descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
-                    STAGES, PACKED,
+                    STAGES, PACKED, RANK,
                 )),
             ],
             [4, 1], [REGISTERS, 24],

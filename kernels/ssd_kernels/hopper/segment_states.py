@@ -21,6 +21,7 @@ from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, SEGMENT_S
 from ssd_kernels.hopper.prepare import EXPONENTS, TO_END, TOTAL, Prepared
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
 from ssd_kernels.interface import Sizes
+from ssd_kernels.launching import launch
 
 
 class Pieces(NamedTuple):
@@ -42,7 +43,8 @@ def segment_states(
     count, rows = cut.pieces_before_last, sizes.state_shape[0]
     states = torch.empty((rows, count, *sizes.state_shape[1:]), dtype=torch.float32, device=x.device)
     decays = torch.empty((rows, count, nparts), dtype=torch.float32, device=x.device)
-    _segment_states_kernel[(rows * count * nparts,)](
+    launch(
+        _segment_states_kernel, (rows * count * nparts,),
         x, B, prepared.factors, prepared.exponents, states, decays, x.stride(), B.stride(),
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, count, cut.pieces, sizes.nheads, sizes.ngroups,
