@@ -5,6 +5,9 @@ microseconds; all that only to find the compiled kernel again. Here it is found 
 no coarser than what Triton tells apart.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +21,7 @@ from triton.runtime.jit import JITFunction
 ROOM = 4096
 
 _Kind = tuple[Any, ...]
+Note = tuple[CompiledKernel, _Kind, tuple[int, ...], _Kind]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
@@ -37,6 +41,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     """
     if not isinstance(kernel, JITFunction) or kernel.pre_run_hooks:
         kernel[grid](*_described(args), **constants)
+        _note(None)
         return
     known = _known.get(id(kernel))
     if known is None:
@@ -49,24 +54,45 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
         compiled = kernel[grid](*_described(args), **constants)
         # None where a hook of Triton's has taken the compilation over.
         if kind is not None and isinstance(compiled, CompiledKernel):
-            known.remember(kind, compiled, constants)
+            found = known.remember(kind, compiled, constants)
+        _note(None if found is None else (*found, grid, args))
         return
     compiled, ordered = found
     x, y, z = (*grid, 1, 1)[:3]
     stream = driver.active.get_current_stream(device)
     enter, leave, metadata = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, None
-    if _is_heard(enter) or _is_heard(leave) or CompiledKernel.launch_metadata is not _TRITONS_LAUNCH_METADATA:
+    if is_heard():
         metadata = compiled.launch_metadata((x, y, z), stream, *args, *ordered)
     else:
         enter = leave = None
     compiled.run(
         x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *passed, *ordered
     )
+    _note((compiled, ordered, grid, args))
+
+
+def is_heard() -> bool:
+    """Whether anyone listens to Triton's launches: by its hooks, or by a method put in the place of Triton's."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return _listens(enter) or _listens(leave) or CompiledKernel.launch_metadata is not _TRITONS_LAUNCH_METADATA
+
+
+@contextmanager
+def noted() -> Iterator[list["Note | None"]]:
+    """Note this thread's launches: compiled kernel, its constants in order, grid, arguments; None where not known."""
+    before = getattr(_here, "notes", None)
+    notes: list[Note | None] = []
+    _here.notes = notes
+    try:
+        yield notes
+    finally:
+        _here.notes = before
 
 
 def forget() -> None:
     """Have the next launch of every kind go through Triton."""
     _known.clear()
+    _kinds_of_tuples.clear()
 
 
 class Tiles:
@@ -80,15 +106,34 @@ class Tiles:
     padding = "zero"
     round_f32_to_tf32 = False
 
-    def __init__(self, base: Tensor, shape: _Kind, strides: _Kind, block: _Kind, layout: Any) -> None:
+    def __init__(self, base: Any, shape: _Kind, strides: _Kind, block: _Kind, layout: Any) -> None:
         self.base, self.shape, self.strides, self.layout = base, shape, strides, layout
         self.kind = (base.dtype, block)
+
+    def elsewhere(self, address: int) -> "Tiles":
+        """The same of another tensor, for a compiled kernel."""
+        tiles = Tiles.__new__(Tiles)
+        tiles.base, tiles.shape, tiles.strides = _Address(address), self.shape, self.strides
+        return tiles
 
     def described(self) -> Any:
         """The descriptor of Triton's."""
         from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
         return TensorDescriptor(self.base, list(self.shape), list(self.strides), list(self.kind[1]), self.layout)
+
+
+class _Address:
+    """What Triton's launcher asks of a descriptor's tensor."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        """The address of its first element."""
+        return self.address
 
 
 class _Known:
@@ -135,15 +180,19 @@ class _Known:
             take(value)
         return tuple(kind)
 
-    def remember(self, kind: _Kind, compiled: CompiledKernel, constants: dict[str, Any]) -> None:
-        """Keep a compiled kernel, and the constants in the order of its parameters."""
+    def remember(
+        self, kind: _Kind, compiled: CompiledKernel, constants: dict[str, Any]
+    ) -> tuple[CompiledKernel, _Kind]:
+        """Keep a compiled kernel, and the constants in the order of its parameters; returns both."""
         if len(self.compiled) >= ROOM:
             self.compiled.clear()
         defaults = {parameter.name: parameter.default for parameter in self.kernel.params if parameter.has_default}
         given = {**defaults, **constants}
-        self.compiled[kind] = (compiled, tuple(given[name] for name in self.constants))
+        found = self.compiled[kind] = (compiled, tuple(given[name] for name in self.constants))
+        return found
 
 
+_here = threading.local()  # the notes that this thread takes
 _known: dict[int, _Known] = {}  # by the kernel's id: a JITFunction's hash is one of its source
 _kinds_of_tuples: dict[_Kind, _Kind] = {}
 _TRITONS_LAUNCH_METADATA = CompiledKernel.launch_metadata
@@ -202,6 +251,12 @@ def _width(value: int) -> int:
     return 64 if value < 2**63 else 65
 
 
-def _is_heard(hook: Any) -> bool:
+def _note(note: Note | None) -> None:
+    notes = getattr(_here, "notes", None)
+    if notes is not None:
+        notes.append(note)
+
+
+def _listens(hook: Any) -> bool:
     """Whether anyone listens to one of Triton's launch hooks: a chain of functions, or what a user put in its place."""
     return hook is not None and bool(getattr(hook, "calls", True))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssd_kernels.checks import sequence_bounds
 from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
-from ssd_kernels.portable.library import define
+from ssd_kernels.portable.library import call, define
 
 _SCHEMA = (
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
@@ -18,8 +18,8 @@ _SCHEMA = (
 
 
 def define_scan(name: str, run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Define `ssd_kernels::name`, which returns y, the final state, and `nchunk_states` states after chunks."""
-    define(f"{name}{_SCHEMA}", run, _fake, instead="take get_ssd('chunked'), which is differentiable")
+    """Define `ssd_kernels::name` for :func:`call_scan`: y, the final state, and `nchunk_states` states after chunks."""
+    define(f"{name}{_SCHEMA}", run, _fake, called=True)
 
 
 def call_scan(
@@ -33,9 +33,10 @@ def call_scan(
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
     nchunk_states = _count_chunks(x.shape[1], chunk_size, cu_seqlens) if return_chunk_states else 0
-    y, final_state, chunk_states = getattr(torch.ops.ssd_kernels, name)(
-        x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens, nchunk_states
-    )
+    y, final_state, chunk_states = call(
+        name, x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens,
+        nchunk_states, instead="take get_ssd('chunked'), which is differentiable",
+    )  # fmt: skip
     return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
 
 

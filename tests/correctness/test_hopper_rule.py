@@ -170,7 +170,7 @@ def sized(**changes):
 @pytest.mark.parametrize(
     ("changes", "consumers", "segments"),
     [
-        ({"seqlen": 1024}, 1, 1), ({}, 1, 1), ({"seqlen": 32768}, 1, 1), ({"seqlen": 131072}, 2, 2),
+        ({"seqlen": 1024}, 1, 1), ({}, 1, 1), ({"seqlen": 32768}, 2, 2), ({"seqlen": 131072}, 2, 2),
         ({"batch": 8, "seqlen": 2048}, 2, 1), ({"batch": 32, "seqlen": 1024}, 2, 1),
         ({"batch": 8, "nheads": 3}, 1, 5),
     ],

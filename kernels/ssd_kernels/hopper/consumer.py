@@ -134,9 +134,7 @@ def consumer(
     barrier()
     if pending != 0:
         token = start + (end - 1 - first) * Q
-        _store_last(
-            y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK
-        )
+        _store_last(y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK)
     if (end == last) & ((begin < end) | (cut[0] == 0)):
         _store_state(final_ptr, S0, S1, closing, row * nheads * PARTS + part, P, N, PANELS, LS)
     tma.store_wait(0)

@@ -33,23 +33,25 @@ def common_rank(seqlen: int, *tensors: Tensor) -> int:
 def tiled(tensor: Tensor, width: int, rank: int) -> Tiles:
     """Tiles (CHUNK, width) of a (batch, tokens, heads, channels) tensor, seen in `rank` of them; zero beyond tokens."""
     batch, tokens, heads, channels = tensor.shape
-    strides = tensor.stride()
     # The stride of a dimension of size 1 may be anything, and TMA is particular.
-    of_batch, of_token = strides[0] if batch > 1 else 16, strides[1] if tokens > 1 else 16
+    of_batch, of_token = tensor.stride(0) if batch > 1 else 16, tensor.stride(1) if tokens > 1 else 16
     if rank == 4:
-        of_head = strides[2] if heads > 1 else 16
-        shape, strides, block = (batch, tokens, heads, channels), (of_batch, of_token, of_head, 1), (1, CHUNK, 1, width)
-    elif rank == 3:
-        shape, strides, block = (batch, tokens, heads * channels), (of_batch, of_token, 1), (1, CHUNK, width)
-    else:
-        shape, strides, block = (batch * tokens, heads * channels), (of_token, 1), (CHUNK, width)
-    return Tiles(tensor, shape, strides, block, _layout(block, tensor.dtype))
+        of_head = tensor.stride(2) if heads > 1 else 16
+        return _tiles(tensor, tensor.shape, (of_batch, of_token, of_head, 1), (1, CHUNK, 1, width))
+    if rank == 3:
+        return _tiles(tensor, (batch, tokens, heads * channels), (of_batch, of_token, 1), (1, CHUNK, width))
+    return _tiles(tensor, (batch * tokens, heads * channels), (of_token, 1), (CHUNK, width))
 
 
 def flat(tensor: Tensor, *block: int) -> Tiles:
     """Tiles of a contiguous tensor, seen as rows of block[-1] elements; or, where `block` is one number, as one row."""
     last = block[-1]
-    shape, strides = ((tensor.numel() // last, last), (last, 1)) if len(block) == 2 else ((tensor.numel(),), (1,))
+    if len(block) == 2:
+        return _tiles(tensor, (tensor.numel() // last, last), (last, 1), block)
+    return _tiles(tensor, (tensor.numel(),), (1,), block)
+
+
+def _tiles(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], block: tuple[int, ...]) -> Tiles:
     return Tiles(tensor, shape, strides, block, _layout(block, tensor.dtype))
 
 
