@@ -19,7 +19,7 @@ GROUP = 4  # chunks whose decay may be scaled together
 # The span of decay, in powers of two, that a chunk's and a group's factors stand: half of it above one, half below, so
 # that sums of values up to 2^27 stay within fp32.
 RANGE = tl.constexpr(200.0)
-GROUP_RANGE = tl.constexpr(128.0)
+GROUP_RANGE = 128.0
 # Of steep chunks, running sums are integers in units of STEEP_UNIT, and a step is at most STEEP_STEP: 2^-192 is zero in
 # fp32 whatever it multiplies, and 64 such steps stay within 32 bits.
 STEEP_UNIT = tl.constexpr(2.0**-17)

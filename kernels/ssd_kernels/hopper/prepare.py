@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from ssd_kernels.hopper import configs
-from ssd_kernels.hopper.configs import CHUNK, GROUP, GROUP_RANGE, PREPARE, RANGE, STEEP_STEP, STEEP_UNIT
+from ssd_kernels.hopper.configs import CHUNK, GROUP, PREPARE, RANGE, STEEP_STEP, STEEP_UNIT
 from ssd_kernels.hopper.slots import CUT, slot_bounds
 from ssd_kernels.interface import Sizes
 from ssd_kernels.launching import launch
@@ -76,7 +76,7 @@ def prepare(
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, sizes.nseqs or 0, sizes.batch, sizes.nheads, sizes.ngroups,
         SOFTPLUS=dt_softplus, D_STATE=sizes.d_state, CHUNK=CHUNK, GROUP=GROUP,
-        EARLY_START=configs.EARLY_START, **config.kwargs,
+        GROUP_RANGE=configs.GROUP_RANGE, EARLY_START=configs.EARLY_START, **config.kwargs,
     )  # fmt: skip
     return Prepared(CB, factors, exponents, steps, tails)
 
@@ -87,7 +87,7 @@ def _prepare_kernel(
     strides, dt_low, dt_high, cu_seqlens_ptr, cu_stride, seqlen, nslots, nseqs,
     batch_size, nheads, ngroups,
     SOFTPLUS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
-    EARLY_START: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
+    GROUP_RANGE: tl.constexpr, EARLY_START: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """One program: CB of one chunk and group; or, after those, the decays of GROUP chunks and BLOCK_H heads.
 
@@ -106,7 +106,7 @@ def _prepare_kernel(
     else:
         _decays(
             tl.program_id(0) - batch_size * products, dt_ptr, A_ptr, dt_bias_ptr, strides, dt_low, dt_high,
-            factors_ptrs, exponents_ptr, steps_ptr, cut, nheads, SOFTPLUS, CHUNK, GROUP, BLOCK_H, BLOCK_S,
+            factors_ptrs, exponents_ptr, steps_ptr, cut, nheads, SOFTPLUS, CHUNK, GROUP, GROUP_RANGE, BLOCK_H, BLOCK_S,
         )  # fmt: skip
 
 
@@ -142,7 +142,8 @@ def _products(
 @triton.jit
 def _decays(
     pid, dt_ptr, A_ptr, dt_bias_ptr, strides, dt_low, dt_high, factors_ptrs, exponents_ptr, steps_ptr, cut, nheads,
-    SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
+    SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr, GROUP_RANGE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """The steps of GROUP chunks and BLOCK_H heads, and what follows from them."""
     cu_seqlens_ptr, cu_stride, seqlen, nslots, nseqs = cut
@@ -168,12 +169,22 @@ def _decays(
     dt = tl.where(in_chunk, dt, 0.0)  # (H, G, Q)
     rows = (batch * nheads + offs_h)[:, None] * nslots + slots[None, :]
     in_rows = in_h[:, None] & (slots < nslots)[None, :]
-    _store_decays(dt, A, sequence, rows, in_rows, factors_ptrs, exponents_ptr, steps_ptr, CHUNK, GROUP)
+    _store_decays(dt, A, sequence, rows, in_rows, factors_ptrs, exponents_ptr, steps_ptr, CHUNK, GROUP, GROUP_RANGE)
 
 
 @triton.jit
 def _store_decays(
-    dt, A, sequence, rows, in_rows, factors_ptrs, exponents_ptr, steps_ptr, CHUNK: tl.constexpr, GROUP: tl.constexpr
+    dt,
+    A,
+    sequence,
+    rows,
+    in_rows,
+    factors_ptrs,
+    exponents_ptr,
+    steps_ptr,
+    CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_RANGE: tl.constexpr,
 ):
     """The factors and exponents of GROUP chunks of some heads: dt (H, G, Q) is zero after a chunk's last token."""
     offs_g = tl.arange(0, GROUP)
