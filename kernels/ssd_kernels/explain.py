@@ -24,6 +24,9 @@ _CHECKS: dict[str, Callable[..., Any]] = {
 }
 
 
+_OF_TRITON = ("triton", "portable", "hopper")
+
+
 @dataclass(frozen=True, kw_only=True)
 class KernelLaunch:
     """One launch of a call."""
@@ -76,16 +79,25 @@ def explain(operator: str, *args: Any, implementation: str | None = None, **kwar
     bound.apply_defaults()
     _check(_CHECKS[operator], bound.arguments)
     kernels: tuple[KernelLaunch, ...] = ()
-    if name == "triton":
-        # Imported only here: the torch implementations run where there is no Triton.
-        launches = import_module("ssd_kernels.portable.launches").LAUNCHES[operator](**bound.arguments)
-        kernels = tuple(
-            KernelLaunch(name=kernel, config=config.kwargs, why=reason) for kernel, config, reason in launches
-        )
-        why += "" if kernels else "; there is nothing to do"
+    if name in _OF_TRITON:
+        reason, launches = _launches(operator, name, bound.arguments)
+        kernels = tuple(KernelLaunch(name=kernel, config=config.kwargs, why=why_) for kernel, config, why_ in launches)
+        why += reason if kernels else "; there is nothing to do"
     else:
         why += "; torch alone, no kernel of this package"
     return Explanation(operator=operator, implementation=name, function=found, why=why, kernels=kernels)
+
+
+def _launches(operator: str, name: str, arguments: dict[str, Any]) -> tuple[str, list[Any]]:
+    """Why these kernels, where there are others, and name, configuration and reason of each launch."""
+    # Imported only here: the torch implementations run where there is no Triton.
+    portable = import_module("ssd_kernels.portable.launches")
+    if operator != "ssd" or name == "portable":
+        return "", list(portable.LAUNCHES[operator](**arguments))
+    if name == "triton":
+        portable.expect_runnable("x", arguments["x"], instead="chunked")
+    reason, launches = import_module("ssd_kernels.hopper.launches").ssd_launches(name, **arguments)
+    return f"; {reason}", launches
 
 
 def _check(check: Callable[..., Any], arguments: dict[str, Any]) -> None:

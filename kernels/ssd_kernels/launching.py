@@ -5,6 +5,9 @@ microseconds; all that only to find the compiled kernel again. Here it is found 
 no coarser than what Triton tells apart.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -18,16 +21,17 @@ from triton.runtime.jit import JITFunction
 ROOM = 4096
 
 _Kind = tuple[Any, ...]
+Note = tuple[CompiledKernel, _Kind, tuple[int, ...], _Kind]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Launch a kernel on the current device and stream, as `kernel[grid](*args, **constants)` does.
 
     The first launch of a kind goes through Triton, which compiles where it has to. So does every one in Triton's
-    interpreter, of a kernel that is tuned or has hooks of its own, and with arguments beside tensors, numbers, None and
-    tuples of integers. The others call the compiled kernel, with Triton's launch hooks where anyone listens; what they
-    leave out is Triton's check that no global variable the kernel reads has changed since it was compiled, and a change
-    of its settings since. No address is kept.
+    interpreter, of a kernel that is tuned or has hooks of its own, and with arguments beside tensors, numbers, None,
+    tuples of integers, tuples of tensors or None, and :class:`Tiles`. The others call the compiled kernel, with
+    Triton's launch hooks where anyone listens; what they leave out is Triton's check that no global variable the kernel
+    reads has changed since it was compiled, and a change of its settings since. No address is kept.
 
     Args:
         kernel: what `triton.jit` or Gluon's made of a function whose constexpr parameters come last.
@@ -36,7 +40,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
         **constants: every constexpr, by name, and options such as num_warps.
     """
     if not isinstance(kernel, JITFunction) or kernel.pre_run_hooks:
-        kernel[grid](*args, **constants)
+        kernel[grid](*_described(args), **constants)
+        _note(None)
         return
     known = _known.get(id(kernel))
     if known is None:
@@ -46,27 +51,89 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     kind = known.kind(device, args, constants, passed)
     found = None if kind is None else known.compiled.get(kind)
     if found is None:
-        compiled = kernel[grid](*args, **constants)
+        compiled = kernel[grid](*_described(args), **constants)
         # None where a hook of Triton's has taken the compilation over.
         if kind is not None and isinstance(compiled, CompiledKernel):
-            known.remember(kind, compiled, constants)
+            found = known.remember(kind, compiled, constants)
+        _note(None if found is None else (*found, grid, args))
         return
     compiled, ordered = found
     x, y, z = (*grid, 1, 1)[:3]
     stream = driver.active.get_current_stream(device)
     enter, leave, metadata = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, None
-    if _is_heard(enter) or _is_heard(leave) or CompiledKernel.launch_metadata is not _TRITONS_LAUNCH_METADATA:
+    if is_heard():
         metadata = compiled.launch_metadata((x, y, z), stream, *args, *ordered)
     else:
         enter = leave = None
     compiled.run(
         x, y, z, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *passed, *ordered
     )
+    _note((compiled, ordered, grid, args))
+
+
+def is_heard() -> bool:
+    """Whether anyone listens to Triton's launches: by its hooks, or by a method put in the place of Triton's."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return _listens(enter) or _listens(leave) or CompiledKernel.launch_metadata is not _TRITONS_LAUNCH_METADATA
+
+
+@contextmanager
+def noted() -> Iterator[list["Note | None"]]:
+    """Note this thread's launches: compiled kernel, its constants in order, grid, arguments; None where not known."""
+    before = getattr(_here, "notes", None)
+    notes: list[Note | None] = []
+    _here.notes = notes
+    try:
+        yield notes
+    finally:
+        _here.notes = before
 
 
 def forget() -> None:
     """Have the next launch of every kind go through Triton."""
     _known.clear()
+    _kinds_of_tuples.clear()
+
+
+class Tiles:
+    """A tensor as TMA sees it: Triton's TensorDescriptor without its checks, which take as long as a launch.
+
+    Triton's launcher reads `base`, `shape`, `strides` and the two options; `layout`, of a tile in shared memory, is for
+    the first launch of a kind only, and has to follow from the tile and the dtype. The checks are made then.
+    """
+
+    __slots__ = ("base", "kind", "layout", "shape", "strides")
+    padding = "zero"
+    round_f32_to_tf32 = False
+
+    def __init__(self, base: Any, shape: _Kind, strides: _Kind, block: _Kind, layout: Any) -> None:
+        self.base, self.shape, self.strides, self.layout = base, shape, strides, layout
+        self.kind = (base.dtype, block)
+
+    def elsewhere(self, address: int) -> "Tiles":
+        """The same of another tensor, for a compiled kernel."""
+        tiles = Tiles.__new__(Tiles)
+        tiles.base, tiles.shape, tiles.strides = _Address(address), self.shape, self.strides
+        return tiles
+
+    def described(self) -> Any:
+        """The descriptor of Triton's."""
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+        return TensorDescriptor(self.base, list(self.shape), list(self.strides), list(self.kind[1]), self.layout)
+
+
+class _Address:
+    """What Triton's launcher asks of a descriptor's tensor."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def data_ptr(self) -> int:
+        """The address of its first element."""
+        return self.address
 
 
 class _Known:
@@ -95,10 +162,15 @@ class _Known:
                 dtype, value = value.dtype, value.data_ptr()
                 add((dtype,) if value & 15 else dtype)
             elif of is tuple:
-                known = _kinds_of_tuples.get(value) or _kind_of_tuple(value)
+                if value and (type(value[0]) is Tensor):
+                    known, value = _kind_of_tensors(value)
+                else:
+                    known = _kinds_of_tuples.get(value) or _kind_of_tuple(value)
                 if known is None:
                     return None
                 add(known)
+            elif of is Tiles:
+                add(value.kind)
             elif of is int:
                 add(_width(value) if plain else _kind_of_int(value))
             elif of is float:
@@ -108,18 +180,45 @@ class _Known:
             take(value)
         return tuple(kind)
 
-    def remember(self, kind: _Kind, compiled: CompiledKernel, constants: dict[str, Any]) -> None:
-        """Keep a compiled kernel, and the constants in the order of its parameters."""
+    def remember(
+        self, kind: _Kind, compiled: CompiledKernel, constants: dict[str, Any]
+    ) -> tuple[CompiledKernel, _Kind]:
+        """Keep a compiled kernel, and the constants in the order of its parameters; returns both."""
         if len(self.compiled) >= ROOM:
             self.compiled.clear()
         defaults = {parameter.name: parameter.default for parameter in self.kernel.params if parameter.has_default}
         given = {**defaults, **constants}
-        self.compiled[kind] = (compiled, tuple(given[name] for name in self.constants))
+        found = self.compiled[kind] = (compiled, tuple(given[name] for name in self.constants))
+        return found
 
 
+_here = threading.local()  # the notes that this thread takes
 _known: dict[int, _Known] = {}  # by the kernel's id: a JITFunction's hash is one of its source
 _kinds_of_tuples: dict[_Kind, _Kind] = {}
 _TRITONS_LAUNCH_METADATA = CompiledKernel.launch_metadata
+
+
+def _described(args: _Kind) -> _Kind:
+    """Arguments as Triton's own launch takes them."""
+    return tuple(arg.described() if type(arg) is Tiles else arg for arg in args)
+
+
+def _kind_of_tensors(values: _Kind) -> tuple[_Kind | None, _Kind]:
+    """The kinds of tensors in a tuple, and their addresses; no kind of a tuple of anything but tensors and None."""
+    kinds: list[Any] = [Tensor]
+    addresses: list[Any] = []
+    for value in values:
+        of = type(value)
+        if value is None:
+            kinds.append(None)
+            addresses.append(None)
+        elif of is Tensor or of is Parameter:
+            address = value.data_ptr()
+            kinds.append((value.dtype,) if address & 15 else value.dtype)
+            addresses.append(address)
+        else:
+            return None, values
+    return tuple(kinds), tuple(addresses)
 
 
 def _kind_of_tuple(values: _Kind) -> _Kind | None:
@@ -152,6 +251,12 @@ def _width(value: int) -> int:
     return 64 if value < 2**63 else 65
 
 
-def _is_heard(hook: Any) -> bool:
+def _note(note: Note | None) -> None:
+    notes = getattr(_here, "notes", None)
+    if notes is not None:
+        notes.append(note)
+
+
+def _listens(hook: Any) -> bool:
     """Whether anyone listens to one of Triton's launch hooks: a chain of functions, or what a user put in its place."""
     return hook is not None and bool(getattr(hook, "calls", True))

@@ -10,7 +10,9 @@ _BUILT_IN = {
     "ssd": {
         "recurrent": "ssd_kernels.reference:recurrent",
         "chunked": "ssd_kernels.chunked:chunked",
-        "triton": "ssd_kernels.portable:ssd",
+        "triton": "ssd_kernels.by_rule:ssd",
+        "portable": "ssd_kernels.portable:ssd",
+        "hopper": "ssd_kernels.hopper:ssd",
     },
     "causal_conv1d": {
         "torch": "ssd_kernels.conv:causal_conv1d",
@@ -68,8 +70,9 @@ def get_ssd(name: str) -> SSD:
     """Look an implementation of the scan up by name.
 
     Args:
-        name: `"recurrent"`, `"chunked"`, `"triton"`, or `"package.module:function"` for anyone's callable that keeps
-            the contract of :class:`ssd_kernels.interface.SSD`.
+        name: `"recurrent"`, `"chunked"`, `"triton"`, `"portable"` or `"hopper"`, the one or the other of the kernels
+            that `"triton"` takes, or `"package.module:function"` for anyone's callable that keeps the contract of
+            :class:`ssd_kernels.interface.SSD`.
 
     Raises:
         ValueError: unknown name, or a module without such a callable.

@@ -92,7 +92,8 @@ def _forgotten(found: dict, every_kernel: set[str] | Failure) -> list[str]:
         for launches in cases.values()
         for launch in launches
     }
-    return [f"no case in tests/aot/cases.py launches {kernel}" for kernel in sorted(every_kernel - launched)]
+    missing = [kernel for kernel in sorted(every_kernel - launched) if "sm_90" in found or ".hopper." not in kernel]
+    return [f"no case in tests/aot/cases.py launches {kernel}" for kernel in missing]
 
 
 if __name__ == "__main__":

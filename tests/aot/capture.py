@@ -9,6 +9,7 @@ import importlib
 import itertools
 import pkgutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,7 +25,8 @@ from triton.runtime.jit import JITFunction
 from tests.aot.launch import Launch
 from tests.aot.targets import TARGETS, Driver
 
-PACKAGE = "ssd_kernels.portable"
+PACKAGES = ("ssd_kernels.portable", "ssd_kernels.hopper")
+BY_RULE = "ssd_kernels.by_rule"
 
 
 def launches(call: Callable[[], Any], target: str) -> list[Launch]:
@@ -39,8 +41,16 @@ def launches(call: Callable[[], Any], target: str) -> list[Launch]:
     triton.runtime.driver.set_active(Driver(TARGETS[target]))
     address = mock.patch.object(FakeTensor, "data_ptr", lambda tensor: tensor.storage_offset() * tensor.itemsize)
     device = mock.patch.multiple(torch.cuda, _exchange_device=lambda _: 0, _maybe_exchange_device=lambda _: 0)
+    # What the rules that choose kernels and configurations ask of a device.
+    arch = TARGETS[target].arch
+    asked = mock.patch.multiple(
+        torch.cuda,
+        get_device_capability=lambda _: divmod(arch, 10) if isinstance(arch, int) else (9, 4),
+        get_device_properties=lambda _: SimpleNamespace(multi_processor_count=132),
+        get_device_name=lambda _: target,
+    )
     hook = mock.patch.object(knobs.runtime, "jit_cache_hook", take)
-    with address, device, hook, FakeTensorMode(), _Views(), _AsOnAGPU():
+    with address, device, asked, hook, FakeTensorMode(), _Views(), _AsOnAGPU():
         call()
     return list(seen)
 
@@ -52,7 +62,7 @@ def build(launch: Launch, target: str) -> Any:
 
 
 def kernels() -> set[str]:
-    """Every `module:name` of the package that a launcher has to launch: it is jitted and no other kernel calls it."""
+    """Every `module:name` of the packages that a launcher has to launch: it is jitted and no other kernel calls it."""
     called = {
         node.id for function in _jitted.values() for node in ast.walk(function.parse()) if isinstance(node, ast.Name)
     }
@@ -86,7 +96,7 @@ _jitted: dict[str, JITFunction] = {}  # by module:name
 
 
 def _load_package() -> None:
-    """Import all modules of the package, and note which function each operator runs on a GPU."""
+    """Import all modules of the packages, and note which function each operator runs on a GPU."""
     register = torch.library.Library.impl
 
     def note(library: Any, name: Any, function: Any, dispatch_key: str = "", **options: Any) -> Any:
@@ -96,13 +106,18 @@ def _load_package() -> None:
         return register(library, name, function, dispatch_key, **options)
 
     with mock.patch.object(torch.library.Library, "impl", note):
-        package = importlib.import_module(PACKAGE)
-        modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(package.__path__, f"{PACKAGE}.")]
+        packages = [importlib.import_module(name) for name in PACKAGES]
+        importlib.import_module(BY_RULE)
+        modules = [
+            importlib.import_module(module.name)
+            for package in packages
+            for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        ]
     for value in itertools.chain.from_iterable(vars(module).values() for module in modules):
         if isinstance(value, JITFunction):
             _jitted[f"{value.module}:{value.fn.__qualname__}"] = value
     if not _implementations:
-        raise RuntimeError(f"{PACKAGE} was imported before its operators could be noted; use a fresh process")
+        raise RuntimeError(f"{PACKAGES} were imported before its operators could be noted; use a fresh process")
     if not _jitted:
         raise RuntimeError("the kernels are interpreted here: unset TRITON_INTERPRET")
 

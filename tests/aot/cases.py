@@ -26,6 +26,7 @@ class Case:
     name: str
     call: Callable[[], Any]
     quick: bool = False
+    only: str | None = None  # the target that there are such kernels for; all by default
 
 
 # (headdim, d_state, chunk_size), the first Bamba's.
@@ -40,6 +41,12 @@ SCAN_FEATURES: dict[str, dict[str, Any]] = {
     "independent continued": {"dt_bias": True, "carry": "none", "initial_state": True},
     "independent packed": {"carry": "none", "initial_state": True, "cu_seqlens": True},
 }
+# (headdim, d_state, nheads, batch, seqlen), the first Bamba's; others take other configurations of the scan.
+HOPPER_SIZES = [
+    (64, 128, 128, 1, 1024), (64, 128, 128, 8, 1024), (64, 128, 128, 1, 131072), (64, 128, 24, 1, 8192),
+    (64, 64, 112, 1, 1024), (64, 64, 112, 8, 1024), (128, 128, 64, 1, 1024), (128, 128, 64, 8, 1024),
+]  # fmt: skip
+HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if "return_chunk_states" not in features}
 CONV_FEATURES: dict[str, dict[str, Any]] = {
     "model": {"bias": True, "activation": "silu", "return_final_window": True},
     "bare": {},
@@ -60,6 +67,7 @@ STEP_FEATURES: dict[str, dict[str, Any]] = {
 def cases() -> Iterator[Case]:
     """Every case, each operator's most used first."""
     yield from _table("ssd", _scan, SCAN_SIZES, SCAN_FEATURES, "p{} n{} q{}")
+    yield from _hopper_table()
     yield from _table("causal_conv1d", _conv, [(4,), (2,)], CONV_FEATURES, "w{}")
     yield from _table("causal_conv1d_step", _conv_step, [(4,)], {"model": {}, "slots": {"slots": True}}, "w{}")
     yield from _table("gated_rms_norm", _norm, NORM_SIZES, {"model": {}}, "{} in {}")
@@ -67,6 +75,22 @@ def cases() -> Iterator[Case]:
     for dtype in ("bf16", "fp16"):
         call = partial(_step, DTYPES[dtype], *STEP_SIZES[0], state_dtype=DTYPES[dtype], **STEP_FEATURES["model"])
         yield Case(name=f"ssd_step {dtype} p64 n128 state {dtype}", call=call)
+
+
+def _hopper_table() -> Iterator[Case]:
+    """Each set of features at the first size, and each other size as a model calls the scan."""
+    first, *others = HOPPER_SIZES
+    at_first = ((first, feature) for feature in HOPPER_FEATURES)
+    for size, feature in itertools.chain(at_first, ((size, "model") for size in others)):
+        headdim, d_state, nheads, batch, seqlen = size
+        yield Case(
+            name=f"ssd hopper p{headdim} n{d_state} h{nheads} b{batch} t{seqlen} {feature}",
+            call=partial(
+                _scan, torch.bfloat16, headdim, d_state, 256, name="hopper", nheads=nheads, batch=batch,
+                seqlen=seqlen, **HOPPER_FEATURES[feature],
+            ),
+            quick=(size, feature) == (first, "model"), only="sm_90",
+        )  # fmt: skip
 
 
 def _table(
@@ -89,22 +113,23 @@ def _table(
 
 
 def _scan(
-    dtype: torch.dtype, headdim: int, d_state: int, chunk_size: int, *, D: str = "", dt_bias: bool = False,
-    initial_state: bool = False, cu_seqlens: bool = False, **options: Any,
+    dtype: torch.dtype, headdim: int, d_state: int, chunk_size: int, *, name: str = "portable", nheads: int = NHEADS,
+    batch: int = 1, seqlen: int = SEQLEN, D: str = "", dt_bias: bool = False, initial_state: bool = False,
+    cu_seqlens: bool = False, **options: Any,
 ) -> None:  # fmt: skip
     """As a model calls the scan: x, B and C are views into the output of the convolution, dt into the projection's."""
-    d_inner, nseqs = NHEADS * headdim, 3 if cu_seqlens else 1
-    x, B, C = _new(1, SEQLEN, d_inner + 2 * d_state, dtype=dtype).split([d_inner, d_state, d_state], dim=-1)
-    get_op("ssd", "triton")(
-        x.unflatten(-1, (NHEADS, headdim)),
-        _new(1, SEQLEN, 2 * d_inner + 2 * d_state + NHEADS, dtype=dtype)[..., -NHEADS:],
-        _new(NHEADS),
+    d_inner, nseqs = nheads * headdim, 3 if cu_seqlens else batch
+    x, B, C = _new(batch, seqlen, d_inner + 2 * d_state, dtype=dtype).split([d_inner, d_state, d_state], dim=-1)
+    get_op("ssd", name)(
+        x.unflatten(-1, (nheads, headdim)),
+        _new(batch, seqlen, 2 * d_inner + 2 * d_state + nheads, dtype=dtype)[..., -nheads:],
+        _new(nheads),
         B.unflatten(-1, (1, d_state)),
         C.unflatten(-1, (1, d_state)),
         chunk_size=chunk_size,
-        D={"": None, "head": _new(NHEADS), "channel": _new(NHEADS, headdim)}[D],
-        dt_bias=_new(NHEADS) if dt_bias else None,
-        initial_state=_new(nseqs, NHEADS, headdim, d_state) if initial_state else None,
+        D={"": None, "head": _new(nheads), "channel": _new(nheads, headdim)}[D],
+        dt_bias=_new(nheads) if dt_bias else None,
+        initial_state=_new(nseqs, nheads, headdim, d_state) if initial_state else None,
         cu_seqlens=_bounds(nseqs) if cu_seqlens else None,
         return_final_state=True,
         **options,

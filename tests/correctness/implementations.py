@@ -9,11 +9,14 @@ from torch import Tensor
 from ssd_kernels import get_ssd
 from ssd_kernels.checks import FLOATING
 from tests.correctness.budget import assert_same_computation, assert_within_budget, plain_torch, truth
-from tests.correctness.problems import TRITON_DTYPES, Problem, in_each_dtype
+from tests.correctness.problems import HOPPER, TRITON_DTYPES, Problem, in_each_dtype
 
 CARRIES = ["all", "none"]
-implementations = in_each_dtype(chunked=FLOATING, triton=TRITON_DTYPES)
-in_fp32 = pytest.mark.parametrize("name", ["chunked", "triton"])
+# Elsewhere "triton" is "portable"; "hopper" has tests of its own, of the sizes that it takes.
+PORTABLE = ["portable"] if HOPPER else []
+implementations = in_each_dtype(chunked=FLOATING, **dict.fromkeys(["triton", *PORTABLE], TRITON_DTYPES))
+in_fp32 = pytest.mark.parametrize("name", ["chunked", "triton", *PORTABLE])
+needs_hopper = pytest.mark.skipif(not HOPPER, reason="Gluon is not interpreted: needs a GPU of compute capability 9.0")
 carries = pytest.mark.parametrize("carry", CARRIES)
 
 

@@ -14,6 +14,7 @@ from hypothesis import event, strategies as st
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HOPPER = DEVICE == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() == (9, 0)
 # In the interpreter a bf16 or fp16 product is not what a GPU computes, so half precision is checked on GPUs only.
 TRITON_DTYPES = [torch.float32, torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float32]
 # Every new (headdim, d_state, chunk_size) compiles anew on a GPU, while the interpreter's time grows with the sizes.

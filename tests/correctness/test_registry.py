@@ -30,7 +30,7 @@ def test_every_name_stands_for_a_function_of_the_right_module(operator):
 
 
 def test_get_ssd_is_get_op_of_the_scan():
-    assert names() == names("ssd") == ("recurrent", "chunked", "triton")
+    assert names() == names("ssd") == ("recurrent", "chunked", "triton", "portable", "hopper")
     assert all(get_ssd(name) is get_op("ssd", name) for name in names())
 
 
@@ -44,7 +44,7 @@ def test_a_stranger_is_found_by_module_and_function(operator):
 @every_operator
 @pytest.mark.parametrize("name", ["", "mamba", "torch:", ":ssd", "ssd_kernels.norm:nothing"])
 def test_an_unknown_name_is_refused_with_the_names_there_are(operator, name):
-    with pytest.raises(ValueError, match=r"must be one of \(.*'triton'\)|has no callable"):
+    with pytest.raises(ValueError, match=r"must be one of \(.*'triton'.*\)|has no callable"):
         get_op(operator, name)
 
 

@@ -1,0 +1,152 @@
+"""Every launch configuration of the Hopper kernels, and the rule that picks one; none is searched for at run time.
+
+Chosen on an H200; `docs/kernel_log.md` has the measurements.
+"""
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import triton.language as tl
+
+from ssd_kernels.interface import Sizes
+
+CHUNK = 64  # tokens worked on at once
+PART = 64  # channels of a head that a warpgroup works on
+GROUP = 4  # chunks whose decay may be scaled together
+
+# The span of decay, in powers of two, that a chunk's and a group's factors stand: half of it above one, half below, so
+# that sums of values up to 2^27 stay within fp32.
+RANGE = tl.constexpr(200.0)
+GROUP_RANGE = 128.0
+# Of steep chunks, running sums are integers in units of STEEP_UNIT, and a step is at most STEEP_STEP: 2^-192 is zero in
+# fp32 whatever it multiplies, and 64 such steps stay within 32 bits.
+STEEP_UNIT = tl.constexpr(2.0**-17)
+STEEP_STEP = tl.constexpr(192.0)
+
+# Whether the scan is put on the device while the preparation still runs, and waits there for its end.
+EARLY_START = False
+
+# The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
+TILE_RANK = 3
+
+NEGLIGIBLE = 40.0  # of a state that decays by more, in powers of two, nothing is left beside what is added later
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Tile sizes of a kernel in plain Triton, and how Triton compiles it."""
+
+    block: dict[str, int]
+    num_warps: int
+    num_stages: int = 2
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What a launch takes as keywords."""
+        return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+PREPARE = Config(block={"BLOCK_H": 4, "BLOCK_S": 64}, num_warps=2)
+SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How a sequence is shared between programs: segments, one a program; and pieces, whose states are found first."""
+
+    segments: int = 1
+    pieces_of_segment: int = 1
+
+    @property
+    def pieces(self) -> int:
+        """Of all segments."""
+        return self.segments * self.pieces_of_segment
+
+    @property
+    def pieces_before_last(self) -> int:
+        """Those that the state of a later segment needs."""
+        return self.pieces - self.pieces_of_segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanConfig:
+    """How the scan is shared between programs and warpgroups.
+
+    consumers: warpgroups of a program that compute, each with one part of a head; they share B, C and CB.
+    stages: chunks in shared memory at once.
+    panels: tiles that a row of B, C or the state is cut into.
+    """
+
+    consumers: int
+    stages: int
+    panels: int = 1
+    registers: int = 240  # of a thread of the second such warpgroup
+    cut: Cut = Cut()
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What a launch takes as keywords."""
+        return {
+            "CONSUMERS": self.consumers, "PANELS": self.panels, "STAGES": self.stages, "REGISTERS": self.registers,
+            "num_warps": 4,
+        }  # fmt: skip
+
+
+# (d_state, consumers): as many stages as shared memory holds, and panels.
+_TILES = {(64, 1): (5, 1), (64, 2): (4, 1), (128, 1): (4, 1), (128, 2): (3, 1)}
+D_STATES = tuple(sorted({d_state for d_state, _ in _TILES}))
+
+# Microseconds on an H200, at full load: of a chunk, by consumers; of filling the stages; of a launch of the states
+# before segments and of a chunk in it. A cut has to gain three hundredths.
+_CHUNK_TIME = {1: 1.0, 2: 1.55}
+_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.97
+_MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 4, 16
+
+
+@functools.lru_cache(maxsize=1024)
+def scan_config(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
+    """The configuration for a call on a GPU of `sms` multiprocessors; `period`: chunks from restart to restart.
+
+    The one that is estimated to be fastest, by constants measured once: the same sizes always give the same.
+    """
+    shared = [consumers for consumers in (2, 1) if _parts(sizes) // sizes.ngroups % consumers == 0]
+    cuts = [segments for segments in range(1, _MAX_SEGMENTS + 1) if _may_cut(sizes, period, segments)]
+
+    def time(choice: tuple[int, int]) -> float:
+        gain = 1.0 if choice[1] == 1 else _WORTHWHILE
+        return _estimate(sizes, period, sms, *choice) / gain
+
+    consumers, segments = min(itertools.product(shared, cuts), key=time)
+    stages, panels = _TILES[sizes.d_state, consumers]
+    pieces = 1
+    if segments > 1 and period is None:
+        pieces = min(max(1, -(-_chunks(sizes) // segments) // _CHUNKS_OF_A_PIECE), _MAX_PIECES)
+    cut = Cut(segments=segments, pieces_of_segment=pieces)
+    return ScanConfig(consumers=consumers, stages=stages, panels=panels, cut=cut)
+
+
+def _estimate(sizes: Sizes, period: int | None, sms: int, consumers: int, segments: int) -> float:
+    rows, chunks = sizes.state_shape[0], _chunks(sizes)
+    waves = -(-rows * _parts(sizes) // consumers * segments // sms)
+    time = waves * (_FILL_TIME + -(-chunks // segments) * _CHUNK_TIME[consumers])
+    if segments > 1 and period is None:
+        states = rows * _parts(sizes) * chunks * (segments - 1) / segments
+        time += _STATES_TIME + _STATE_CHUNK_TIME * states / sms
+    return time
+
+
+def _may_cut(sizes: Sizes, period: int | None, segments: int) -> bool:
+    """Whether segments are not too short to be worth it; where the state restarts, of whole periods."""
+    shortest = 2 * GROUP if period is None else period
+    return segments == 1 or segments * shortest <= _chunks(sizes)
+
+
+def _parts(sizes: Sizes) -> int:
+    return sizes.nheads * sizes.headdim // PART
+
+
+def _chunks(sizes: Sizes) -> int:
+    """Of a sequence; of packed ones, on average."""
+    return -(-sizes.seqlen // (CHUNK * max(1, sizes.nseqs or 1)))

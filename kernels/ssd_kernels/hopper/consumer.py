@@ -1,0 +1,222 @@
+"""The warpgroup that computes: one part of a head, chunk after chunk, its state in registers.
+
+Both the state and y are held transposed, (P, N) and (P, Q), so that every left operand of the tensor core comes from
+registers, and B, C and CB go from TMA into it as they are.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ssd_kernels.hopper.prepare import CLOSING, OPENING, STEEP
+from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
+from ssd_kernels.hopper.steep import steep_chunk
+from ssd_kernels.hopper.transfers import store_tile
+from ssd_kernels.hopper.versions import barrier
+
+
+@gluon.jit
+def consumer(
+    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr,
+    CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr,
+    Q: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, NEGLIGIBLE: gl.constexpr,
+    RANK: gl.constexpr,
+):  # fmt: skip
+    """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state."""
+    PANEL: gl.constexpr = N // PANELS
+    LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PANEL, 16])
+    LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
+    AS: gl.constexpr = gl.DotOperandLayout(0, LS, 2)
+    AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
+    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles = tiles
+    full, empty = barriers
+    y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr = pointers
+    batch, row, _, first_part, nheads, _, nslots, before = place
+    start, stop, first, last, begin, end = bounds
+    part = first_part + j
+    head = part // PARTS
+    channel = part % PARTS * P
+    steps_ptr += (batch * nheads + head).to(gl.int64) * nslots * Q
+    y_tile = y_tiles.index(j)
+    D = _skip(D_ptr, strides[0], head, channel, P, LY)
+    S0, S1 = _entering_state(
+        initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut,
+        PARTS, P, N, PANELS, RESTART, NEGLIGIBLE, LS,
+    )  # fmt: skip
+    zero = gl.full([P, Q], 0.0, gl.float32, LY)
+    closing = gl.to_tensor(0.0)
+    stage = 0
+    used = 0
+    phase = 0
+    pending = 0
+    for slot in range(begin, end):
+        token = start + (slot - first) * Q
+        mine = stage * CONSUMERS + j
+        mbarrier.wait(full.index(stage), phase)
+        exponents = exponents_tiles.index(mine)
+        factors = factors_tiles.index(mine)
+        if RESTART:  # noqa: SIM102 -- decided when compiled
+            if (slot > first) & ((slot - first) % cut[3] == 0):
+                S0 = gl.full([P, PANEL], 0.0, gl.float32, LS)
+                if PANELS == 2:
+                    S1 = gl.full([P, PANEL], 0.0, gl.float32, LS)
+        scale = closing + scalar(exponents, OPENING)
+        steep = scalar(exponents, STEEP) != 0.0
+        if steep:
+            # y from the state as it is; what the chunk adds to the state follows below, as for all.
+            if pending != 0:
+                store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
+                pending = 0
+            S0 = scaled(S0, closing)
+            if PANELS == 2:
+                S1 = scaled(S1, closing)
+            scale = scalar(exponents, OPENING)
+            steep_chunk(
+                S0, S1, x_tiles.index(mine), C_tiles, CB_tiles.index(stage), factors_fp32_tiles.index(mine),
+                steps_ptr + slot * Q, D, D_ptr, y_tile, stage, stop - token, P, Q, N, PANELS, PACKED, LY,
+            )  # fmt: skip
+        closing = scalar(exponents, CLOSING)
+        x = x_tiles.index(mine).reshape([Q, P]).permute((1, 0)).load(AY)
+        if PACKED:  # noqa: SIM102 -- decided when compiled
+            if slot == end - 1:
+                # Tokens of the next sequence may follow here, and need not be finite.
+                offs_q = gl.arange(0, Q, layout=gl.SliceLayout(0, AY))
+                x = gl.where((token + offs_q < stop)[None, :], x, 0.0)
+        w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AY))
+        w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AY))
+        if scale != 0.0:
+            S0 = scaled(S0, scale)
+            if PANELS == 2:
+                S1 = scaled(S1, scale)
+        C_tile = C_tiles.index(stage * PANELS).reshape([Q, PANEL]).permute((1, 0))
+        y = warpgroup_mma(gl.convert_layout(S0.to(gl.bfloat16), AY), C_tile, zero, use_acc=False, is_async=True)
+        if PANELS == 2:
+            y = warpgroup_mma_wait(0, deps=[y])
+            C_tile = C_tiles.index(stage * PANELS + 1).reshape([Q, PANEL]).permute((1, 0))
+            y = warpgroup_mma(gl.convert_layout(S1.to(gl.bfloat16), AY), C_tile, y, is_async=True)
+        if slot > begin:
+            if pending != 0:
+                store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
+            mbarrier.arrive(empty.index(used), count=1)
+        xw = times(x, w_high[None, :], w_low[None, :])
+        y = warpgroup_mma(xw, CB_tiles.index(stage).permute((1, 0)), y, is_async=True)
+        xw = gl.convert_layout(xw, AS)
+        S0 = warpgroup_mma(xw, B_tiles.index(stage * PANELS).reshape([Q, PANEL]), S0, is_async=True)
+        if PANELS == 2:
+            S1 = warpgroup_mma(xw, B_tiles.index(stage * PANELS + 1).reshape([Q, PANEL]), S1, is_async=True)
+        u = factors_fp32_tiles.index(mine).slice(Q, Q).load(gl.SliceLayout(0, LY))
+        out = unpacked(gl.convert_layout(x, LY)) * D[:, None]
+        y = warpgroup_mma_wait(PANELS, deps=[y])
+        if D_ptr is not None:
+            out += y * u[None, :]
+        else:
+            out = y * u[None, :]
+        if steep == 0:
+            tma.store_wait(0)
+            y_tile.reshape([Q, P]).permute((1, 0)).store(out.to(gl.bfloat16))
+            fence_async_shared()
+        pending = 1
+        if PANELS == 2:
+            S0, S1 = warpgroup_mma_wait(0, deps=[S0, S1])
+        else:
+            S0 = warpgroup_mma_wait(0, deps=[S0])
+        used = stage
+        stage += 1
+        if stage == STAGES:
+            stage = 0
+            phase ^= 1
+    barrier()
+    if pending != 0:
+        token = start + (end - 1 - first) * Q
+        _store_last(y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK)
+    if (end == last) & ((begin < end) | (cut[0] == 0)):
+        _store_state(final_ptr, S0, S1, closing, row * nheads * PARTS + part, P, N, PANELS, LS)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _entering_state(
+    initial_ptr, pieces_ptr, decays_ptr, strides, row, part, nheads, cut,
+    PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr, RESTART: gl.constexpr,
+    NEGLIGIBLE: gl.constexpr, LS: gl.constexpr,
+):  # fmt: skip
+    """The state at the start of the segment: of the pieces before it and of `initial`, what has not decayed."""
+    PANEL: gl.constexpr = N // PANELS
+    offs_p = gl.arange(0, P, layout=gl.SliceLayout(1, LS))
+    offs_n = gl.arange(0, PANEL, layout=gl.SliceLayout(0, LS))
+    segment, segments, pieces, _ = cut
+    S0 = gl.full([P, PANEL], 0.0, gl.float32, LS)
+    S1 = S0
+    decay = gl.to_tensor(0.0)
+    if pieces_ptr is not None:
+        offs = offs_p[:, None] * N + offs_n[None, :]
+        piece = segment * pieces - 1
+        while (piece >= 0) & (decay > -NEGLIGIBLE):
+            k = ((row * (segments - 1) * pieces + piece) * nheads * PARTS + part).to(gl.int64)
+            S0 += gl.exp2(decay) * gl.load(pieces_ptr + k * (P * N) + offs)
+            if PANELS == 2:
+                S1 += gl.exp2(decay) * gl.load(pieces_ptr + k * (P * N) + offs + PANEL)
+            decay += gl.load(decays_ptr + k)
+            piece -= 1
+    if initial_ptr is not None:
+        channels = (part % PARTS * P + offs_p).to(gl.int64)
+        initial_ptr += row.to(gl.int64) * strides[0] + (part // PARTS).to(gl.int64) * strides[1]
+        initial_ptrs = initial_ptr + channels[:, None] * strides[2] + offs_n.to(gl.int64)[None, :] * strides[3]
+        reached = decay > -NEGLIGIBLE
+        if RESTART:
+            reached = segment == 0
+        if reached:
+            S0 += gl.exp2(decay) * gl.load(initial_ptrs)
+            if PANELS == 2:
+                S1 += gl.exp2(decay) * gl.load(initial_ptrs + PANEL * strides[3])
+    return S0, S1
+
+
+@gluon.jit
+def _skip(D_ptr, strides, head, channel, P: gl.constexpr, LY: gl.constexpr):
+    """D of each channel, zero where there is none."""
+    offs_p = channel + gl.arange(0, P, layout=gl.SliceLayout(1, LY))
+    if D_ptr is not None:
+        D = gl.load(D_ptr + head * strides[0] + offs_p * strides[1]).to(gl.float32)
+    else:
+        D = gl.full([P], 0.0, gl.float32, gl.SliceLayout(1, LY))
+    return D
+
+
+@gluon.jit
+def _store_state(
+    final_ptr, S0, S1, closing, k, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr, LS: gl.constexpr
+):
+    """The state of part k of the final states."""
+    offs_p = gl.arange(0, P, layout=gl.SliceLayout(1, LS))
+    offs_n = gl.arange(0, N // PANELS, layout=gl.SliceLayout(0, LS))
+    ptrs = final_ptr + k.to(gl.int64) * (P * N) + offs_p[:, None] * N + offs_n[None, :]
+    gl.store(ptrs, scaled(S0, closing))
+    if PANELS == 2:
+        gl.store(ptrs + N // PANELS, scaled(S1, closing))
+
+
+@gluon.jit
+def _store_last(
+    y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads,
+    PARTS: gl.constexpr, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
+):  # fmt: skip
+    """The segment's last chunk of y; of packed sequences without TMA, if the next sequence follows within the tile."""
+    whole = token + Q <= stop
+    if PACKED:
+        if whole == 0:
+            LB: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+            tokens = token + gl.arange(0, Q, layout=gl.SliceLayout(1, LB))
+            offs_p = channel + gl.arange(0, P, layout=gl.SliceLayout(0, LB))
+            ptrs = y_ptr + (tokens.to(gl.int64) * nheads + head)[:, None] * (PARTS * P) + offs_p[None, :]
+            gl.store(ptrs, y_tile.reshape([Q, P]).load(LB), mask=(tokens < stop)[:, None])
+    else:
+        whole = token + Q > token
+    if whole:
+        store_tile(y_desc, batch, before, token, head, channel, y_tile, PARTS * P, RANK)

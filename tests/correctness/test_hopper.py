@@ -1,0 +1,194 @@
+"""The Hopper scan: its mathematics on any machine, by a model of its last kernel; itself where there is such a GPU."""
+
+import functools
+
+import pytest
+import torch
+
+from ssd_kernels import get_ssd
+from ssd_kernels.hopper.configs import Cut
+from tests.correctness.budget import assert_within_budget, plain_torch, truth
+from tests.correctness.hopper_model import hopper_model
+from tests.correctness.implementations import carries, needs_hopper, own_state_in
+from tests.correctness.operator_problems import poisoned_memory
+from tests.correctness.problems import DEVICE, Problem
+
+pytestmark = [pytest.mark.correctness, pytest.mark.usefixtures(poisoned_memory.__name__)]
+
+PROBLEM = Problem(batch=1, seqlen=330, nheads=2, ngroups=1, headdim=64, d_state=64, chunk_size=128)
+LENGTHS = (100, 0, 1, 64, 129, 36)
+PROBLEMS = {
+    "as a model": PROBLEM,
+    "shorter than a chunk": PROBLEM.but(seqlen=63),
+    "one token": PROBLEM.but(seqlen=1, initial=False),
+    "batch of views": PROBLEM.but(batch=2, seqlen=130, strided=True, by_channel=True),
+    "groups": PROBLEM.but(nheads=6, ngroups=2, seqlen=65),
+    "wide heads": PROBLEM.but(headdim=128, d_state=128, nheads=1, seqlen=200),
+    "nothing optional": PROBLEM.but(skip=False, bias=False, softplus=False, initial=False, seqlen=128),
+    "slow": PROBLEM.but(dt_regime="slow"),
+    "fast": PROBLEM.but(dt_regime="fast"),
+    "packed": PROBLEM.but(lengths=LENGTHS),
+    "packed, fast": PROBLEM.but(lengths=LENGTHS, dt_regime="fast", strided=True),
+    "packed, none but one": PROBLEM.but(lengths=(0, 70, 0, 0), seqlen=70),
+}
+CUTS = [Cut(segments=2), Cut(segments=3, pieces_of_segment=2)]
+
+every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+
+
+def modelled(inputs, carry="all", cut=None):
+    """By the preparation kernels in Triton's interpreter, which has no bf16, and a model of the rest."""
+    y, state, _ = hopper_model(inputs, carry=carry, cut=cut)
+    return y.bfloat16(), state
+
+
+def by_hopper(inputs, carry="all", cut=None):
+    """By the kernels, cut as asked."""
+    from ssd_kernels.hopper import configs, launcher
+
+    chosen = launcher.scan_config
+    try:
+        if cut is not None:
+            launcher.scan_config = lambda *_: configs.ScanConfig(consumers=1, stages=4, cut=cut)
+        return get_ssd("hopper")(**inputs, carry=carry, return_final_state=True)
+    finally:
+        launcher.scan_config = chosen
+
+
+on_cpu = pytest.mark.skipif(DEVICE == "cuda", reason="the model runs what Triton's interpreter makes")
+both = pytest.mark.parametrize(
+    "scan", [pytest.param(modelled, marks=on_cpu), pytest.param(by_hopper, marks=needs_hopper)]
+)
+
+
+def check(scan, inputs, carry="all", cut=None):
+    """Hold y and the final state to their budgets."""
+    y, state = scan(inputs, carry=carry, cut=cut)
+    exact_y, exact_state = truth(inputs, carry=carry)
+    own_y, own_state = plain_torch(inputs, carry=carry)
+    assert_within_budget(y, exact_y, own_y)
+    assert_within_budget(state, exact_state, own_state_in(torch.bfloat16, own_state), what="final_state")
+
+
+@both
+@carries
+@every_problem
+def test_equals_the_recurrence(scan, carry, problem):
+    check(scan, problem.inputs(torch.bfloat16), carry)
+
+
+@both
+@carries
+@pytest.mark.parametrize("cut", CUTS, ids=["2 segments", "3 segments of 2 pieces"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        PROBLEM.but(seqlen=900),
+        PROBLEM.but(seqlen=900, dt_regime="slow"),
+        PROBLEM.but(seqlen=700, dt_regime="fast"),
+        PROBLEM.but(seqlen=866, lengths=(400, 0, 1, 65, 400), dt_regime="slow"),
+        PROBLEM.but(seqlen=10),
+    ],
+    ids=["as a model", "slow", "fast", "packed, slow", "fewer tokens than segments"],
+)
+def test_programs_that_share_a_sequence_equal_the_recurrence(scan, carry, cut, problem):
+    check(scan, problem.inputs(torch.bfloat16), carry, cut)
+
+
+def rising_steps(inputs, largest):
+    """Steps drawn evenly up to `largest`, so that decays of all sizes meet."""
+    generator = torch.Generator().manual_seed(3)
+    dt = torch.rand(inputs["dt"].shape, generator=generator, dtype=torch.float64) * largest
+    return {**inputs, "dt": dt.to(inputs["dt"])}
+
+
+@both
+@pytest.mark.parametrize("largest", [0.02, 0.1, 0.3, 1.0, 3.0, 30.0, 300.0], ids="steps to {}".format)
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["plain", "packed"])
+def test_chunks_that_decay_by_any_amount_side_by_side_equal_the_recurrence(scan, largest, lengths):
+    """From a fraction of a power of two to thousands of nats a token."""
+    inputs = PROBLEM.but(softplus=False, bias=False, lengths=lengths, nheads=4).inputs(torch.bfloat16)
+    inputs["A"] = torch.tensor([-0.1, -1.0, -4.0, -16.0], device=DEVICE)
+    check(scan, rising_steps(inputs, largest))
+
+
+@both
+@pytest.mark.parametrize("largest", [0.02, 0.3])
+def test_states_that_grow_equal_the_recurrence(scan, largest):
+    """A > 0, which the interface does not promise and the kernels stand, as long as fp32 does."""
+    inputs = rising_steps(PROBLEM.but(softplus=False, bias=False).inputs(torch.bfloat16), largest)
+    inputs["A"] = torch.tensor([0.2, 0.9], device=DEVICE)
+    check(scan, inputs)
+
+
+@both
+def test_steps_of_both_signs_equal_the_recurrence(scan):
+    inputs = PROBLEM.but(softplus=False, bias=False, dt_limit=(-0.05, 0.05)).inputs(torch.bfloat16)
+    inputs["dt"] = torch.randn_like(inputs["dt"]) * 0.04
+    check(scan, inputs)
+
+
+@both
+def test_one_huge_step_among_small_ones_loses_nothing(scan):
+    """Of long running sums, two cancel."""
+    inputs = PROBLEM.but(softplus=False, bias=False).inputs(torch.bfloat16)
+    inputs["dt"] = torch.full_like(inputs["dt"], 1e-3)
+    inputs["dt"][:, [10, 70, 200]] = 1e3
+    check(scan, inputs)
+
+
+@needs_hopper
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["plain", "packed"])
+def test_the_same_call_twice_gives_the_same_bits(lengths):
+    inputs = rising_steps(PROBLEM.but(softplus=False, bias=False, lengths=lengths).inputs(torch.bfloat16), 1.0)
+    first = by_hopper(inputs)
+    for _ in range(10):
+        assert all(map(torch.equal, by_hopper(inputs), first))
+
+
+@both
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+@pytest.mark.parametrize("spoilt", [1, 3, 4])
+def test_what_one_packed_sequence_holds_reaches_no_other(scan, spoilt):
+    lengths = (100, 30, 0, 64, 136)
+    inputs = PROBLEM.but(lengths=lengths, seqlen=330).inputs(torch.bfloat16)
+    clean_y, clean_states = scan(inputs)
+    part = slice(sum(lengths[:spoilt]), sum(lengths[: spoilt + 1]))
+    inputs = {**inputs, **{key: inputs[key].clone() for key in ("x", "dt", "B", "C", "initial_state")}}
+    for key in ("x", "dt", "B", "C"):
+        inputs[key][:, part] = float("nan")
+    inputs["initial_state"][spoilt] = float("nan")
+    y, states = scan(inputs)
+    assert y[:, part].isnan().all()
+    y[:, part] = clean_y[:, part]
+    states[spoilt] = clean_states[spoilt]
+    assert torch.equal(y, clean_y)
+    assert torch.equal(states, clean_states)
+
+
+@needs_hopper
+def test_a_call_can_be_captured_and_replayed_with_other_bounds():
+    inputs = PROBLEM.but(lengths=LENGTHS).inputs(torch.bfloat16)
+    by_hopper(inputs)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y, state = by_hopper(inputs)
+    inputs["cu_seqlens"].copy_(torch.tensor([0, 1, 66, 66, 200, 201, 330]))
+    graph.replay()
+    assert all(map(torch.equal, by_hopper(inputs), (y, state)))
+
+
+@needs_hopper
+def test_compiles_without_a_graph_break():
+    ssd = functools.partial(get_ssd("hopper"), return_final_state=True)
+    inputs = PROBLEM.inputs(torch.bfloat16)
+    x = inputs.pop("x")
+
+    def scaled(x, inputs):
+        return ssd(2 * x, **inputs)
+
+    with torch.no_grad():
+        compiled = torch.compile(scaled, fullgraph=True, backend="aot_eager")(x, inputs)
+        assert all(map(torch.equal, compiled, scaled(x, inputs)))
