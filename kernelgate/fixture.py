@@ -170,7 +170,9 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
 
         def runner(loops_range: range | None, timer_: object = None) -> Any:
             if loops_range is None:
-                return timer.time(call, lead, overhead)
+                timed = timer.time(call, lead, overhead)
+                state.sampled()
+                return timed
             seconds = sum(timer.time(call, lead, overhead)[0] for _ in loops_range)
             state.sampled()
             return seconds
@@ -208,9 +210,9 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
 
     def _without_slowdowns(self) -> dict[str, Metric]:
         """Drop the samples that a slowdown of the GPU spoiled, unless all are, and tell its state and their share."""
-        if self._state is None:
-            return {}
         samples = self.stats.stats.data
+        if self._state is None or not samples:
+            return {}
         slowed = self._state.slowed(len(samples))
         if any(slowed) and not all(slowed):
             self._keep([sample for sample, spoiled in zip(samples, slowed, strict=True) if not spoiled])

@@ -42,7 +42,7 @@ def test_a_decay_is_what_is_left_of_a_state_after_each_chunk():
     problem = Problem(batch=2, seqlen=21, nheads=4, ngroups=2, headdim=3, d_state=2, chunk_size=8, initial=False)
     inputs = problem.inputs(torch.float64)
     inputs["x"] = torch.zeros_like(inputs["x"])
-    ones = torch.ones(2, 4, 3, 2, dtype=torch.float64)
+    ones = torch.ones(2, 4, 3, 2, dtype=torch.float64, device=inputs["x"].device)
     _, _, states = get_ssd("recurrent")(**{**inputs, "initial_state": ones}, return_chunk_states=True)
     left = torch.cat([ones[:, None], states], dim=1)[..., 0, 0]
     names = ("dt", "A", "dt_bias", "dt_softplus", "dt_limit")
