@@ -211,6 +211,8 @@ class TestFallback:
 
             class version:
                 cuda = None
+
+            get_num_threads = lambda: 1
             """,
             test_it="""
             import clock
