@@ -10,7 +10,7 @@ from torch import Tensor
 
 import ssd_kernels.portable  # noqa: F401 -- defines its operator
 from ssd_kernels.hopper.coverage import covers
-from ssd_kernels.portable.library import expect_runnable
+from ssd_kernels.library import expect_runnable
 from ssd_kernels.scan_operator import call_scan, define_scan
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssd_kernels.checks import sequence_bounds
 from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
-from ssd_kernels.portable.library import call, define
+from ssd_kernels.library import call, define
 
 _SCHEMA = (
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
@@ -19,7 +19,7 @@ _SCHEMA = (
 
 def define_scan(name: str, run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
     """Define `ssd_kernels::name` for :func:`call_scan`: y, the final state, and `nchunk_states` states after chunks."""
-    define(f"{name}{_SCHEMA}", run, _fake, called=True)
+    define(f"{name}{_SCHEMA}", run, _fake)
 
 
 def call_scan(

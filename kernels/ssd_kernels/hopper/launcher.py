@@ -10,7 +10,7 @@ from ssd_kernels.hopper.scan import scan
 from ssd_kernels.hopper.segment_states import segment_states
 from ssd_kernels.hopper.slots import count_slots
 from ssd_kernels.interface import Sizes
-from ssd_kernels.portable.library import device_of
+from ssd_kernels.library import device_of
 from ssd_kernels.repeating import Repeated
 from ssd_kernels.scan_operator import unchanged
 

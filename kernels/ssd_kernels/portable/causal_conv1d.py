@@ -11,9 +11,9 @@ from torch import Tensor
 from ssd_kernels.checks import expect_cu_seqlens
 from ssd_kernels.conv_interface import check_conv
 from ssd_kernels.launching import launch
+from ssd_kernels.library import call, define, device_of, expect_runnable
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import MAX_CONV_WIDTH, causal_conv1d_config
-from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def causal_conv1d(
@@ -93,7 +93,6 @@ define(
     "bool with_window) -> (Tensor, Tensor)",
     _causal_conv1d,
     _fake_causal_conv1d,
-    called=True,
 )
 
 

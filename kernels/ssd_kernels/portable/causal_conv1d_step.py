@@ -11,10 +11,10 @@ from torch import Tensor
 from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.conv_interface import check_conv_step
 from ssd_kernels.launching import launch
+from ssd_kernels.library import call, define, device_of, expect_runnable
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.causal_conv1d import expect_width
 from ssd_kernels.portable.configs import causal_conv1d_step_config
-from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def causal_conv1d_step(
@@ -72,7 +72,6 @@ define(
     "causal_conv1d_step(Tensor x, Tensor(a!) window, Tensor weight, Tensor? bias, Tensor? slots, bool silu) -> Tensor",
     _causal_conv1d_step,
     _fake_causal_conv1d_step,
-    called=True,
 )
 
 

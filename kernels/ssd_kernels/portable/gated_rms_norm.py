@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.launching import launch
+from ssd_kernels.library import call, define, device_of, expect_runnable
 from ssd_kernels.norm import check_norm
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import gated_rms_norm_config
-from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 
 
 def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: int = 1) -> Tensor:
@@ -74,7 +74,6 @@ define(
     "gated_rms_norm(Tensor y, Tensor z, Tensor weight, float eps, int groups) -> Tensor",
     _gated_rms_norm,
     _fake_gated_rms_norm,
-    called=True,
 )
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from ssd_kernels.interface import Sizes
+from ssd_kernels.library import expect_runnable
 from ssd_kernels.portable import configs
 from ssd_kernels.portable.causal_conv1d import expect_width
 from ssd_kernels.portable.configs import Config
 from ssd_kernels.portable.gated_rms_norm import expect_three_rows
-from ssd_kernels.portable.library import expect_runnable
 from ssd_kernels.portable.plan import MAX_CHUNK, Plan
 
 Launch = tuple[str, Config, str]

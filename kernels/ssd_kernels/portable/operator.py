@@ -1,21 +1,19 @@
 """The five stages as one torch operator, `ssd_kernels::ssd_scan`, that torch.compile takes whole."""
 
-import itertools
 import math
 
-import torch
 from torch import Tensor
 
-from ssd_kernels.checks import sequence_bounds
-from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
+from ssd_kernels.interface import Sizes
+from ssd_kernels.library import device_of, expect_runnable
 from ssd_kernels.portable.bmm_chunk import bmm_chunk
 from ssd_kernels.portable.chunk_cumsum import chunk_cumsum
 from ssd_kernels.portable.chunk_scan import chunk_scan
 from ssd_kernels.portable.chunk_state import chunk_state
 from ssd_kernels.portable.chunk_table import chunk_table
-from ssd_kernels.portable.library import define, device_of, expect_runnable
 from ssd_kernels.portable.plan import Plan
 from ssd_kernels.portable.state_passing import state_passing
+from ssd_kernels.scan_operator import call_scan, define_scan, empty_chunk_states, unchanged
 
 
 def ssd(
@@ -48,22 +46,12 @@ def ssd(
         RuntimeError: tensors on a CPU, and Triton's interpreter is off.
         NotImplementedError: on `backward`; a gradient through this operator does not exist yet.
     """
-    check_inputs(
-        x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
-        initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
-    )  # fmt: skip
     expect_runnable("x", x, instead="chunked")
-    nchunk_states = _count_chunks(x.shape[1], chunk_size, cu_seqlens) if return_chunk_states else 0
-    y, final_state, chunk_states = torch.ops.ssd_kernels.ssd_scan(
-        x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens, nchunk_states
-    )
-    return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
-
-
-def _count_chunks(seqlen: int, chunk_size: int, cu_seqlens: Tensor | None) -> int:
-    """Chunks of the caller's, of all packed sequences."""
-    bounds = [0, seqlen] if cu_seqlens is None else sequence_bounds(cu_seqlens, seqlen)
-    return sum(-(-(stop - start) // chunk_size) for start, stop in itertools.pairwise(bounds))
+    return call_scan(
+        "ssd_scan", x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus,
+        dt_limit=dt_limit, initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
+        return_final_state=return_final_state, return_chunk_states=return_chunk_states,
+    )  # fmt: skip
 
 
 def _ssd_scan(
@@ -74,10 +62,10 @@ def _ssd_scan(
     """`nchunk_states` rows of states after chunks, none if they are not wanted."""
     sizes = Sizes.of(x, B, cu_seqlens)
     plan = Plan(sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=nchunk_states > 0)
-    chunk_states = _empty_chunk_states(x, sizes, nchunk_states)
+    chunk_states = empty_chunk_states(x, sizes, nchunk_states)
     if sizes.batch == 0 or sizes.seqlen == 0:
-        zero = x.new_zeros(sizes.state_shape, dtype=torch.float32)
-        return torch.empty_like(x), zero if initial_state is None else initial_state.clone(), chunk_states
+        y, final_state, _ = unchanged(x, initial_state, sizes)
+        return y, final_state, chunk_states
     with device_of(x):
         table = None if cu_seqlens is None else chunk_table(cu_seqlens, plan)
         steps = chunk_cumsum(dt, A, dt_bias, dt_softplus, (dt_low, dt_high), plan, table)
@@ -92,25 +80,4 @@ def _ssd_scan(
     return y, final_state, chunk_states
 
 
-def _fake_ssd_scan(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
-    initial_state: Tensor | None, chunk_size: int, dt_softplus: bool, dt_low: float, dt_high: float, carry: str,
-    cu_seqlens: Tensor | None = None, nchunk_states: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    sizes = Sizes.of(x, B, cu_seqlens)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    return y, x.new_empty(sizes.state_shape, dtype=state_dtype(x)), _empty_chunk_states(x, sizes, nchunk_states)
-
-
-def _empty_chunk_states(x: Tensor, sizes: Sizes, nchunk_states: int) -> Tensor:
-    return x.new_empty((sizes.batch, nchunk_states, *sizes.state_shape[1:]), dtype=state_dtype(x))
-
-
-define(
-    "ssd_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
-    "int chunk_size, bool dt_softplus, float dt_low, float dt_high, str carry, Tensor? cu_seqlens=None, "
-    "SymInt nchunk_states=0) -> (Tensor, Tensor, Tensor)",
-    _ssd_scan,
-    _fake_ssd_scan,
-    instead="take get_ssd('chunked'), which is differentiable",
-)
+define_scan("ssd_scan", _ssd_scan)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.launching import launch
+from ssd_kernels.library import call, define, device_of, expect_runnable
 from ssd_kernels.portable.activations import silu, softplus
 from ssd_kernels.portable.configs import ssd_step_config
-from ssd_kernels.portable.library import call, define, device_of, expect_runnable
 from ssd_kernels.step_interface import check_ssd_step
 
 
@@ -82,7 +82,6 @@ define(
     "Tensor? dt_bias, Tensor? slots, bool dt_softplus, float dt_low, float dt_high) -> Tensor",
     _ssd_step,
     _fake_ssd_step,
-    called=True,
 )
 
 

@@ -15,26 +15,21 @@ _NOTHING: AbstractContextManager[Any] = nullcontext()
 _INSTEAD = "take the implementation 'torch'"
 
 
-def define(
-    schema: str, run: Callable[..., Any], fake: Callable[..., Any], *, instead: str = _INSTEAD, called: bool = False
-) -> None:
+def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define `ssd_kernels::name`, which torch.compile takes whole; `fake` makes outputs without values.
 
-    A `backward` through it raises NotImplementedError, which says what to do `instead`. Torch takes no such formula of
-    an operator that works in place, and asks it at every call, for as long as a launch: an operator that is `called`,
-    by nothing but :func:`call`, leaves the refusal to that.
+    Torch asks a formula for `backward` at every call, for as long as a launch: it has none, and :func:`call`, by which
+    alone it is called, refuses.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
     for key in ("CUDA", "CPU"):
         _library.impl(name, run, key)
     torch.library.register_fake(f"ssd_kernels::{name}", fake, lib=_library)
-    if not called:
-        torch.library.register_autograd(f"ssd_kernels::{name}", lambda *_: _refuse(name, instead), lib=_library)
 
 
 def call(name: str, *args: Any, instead: str = _INSTEAD) -> Any:
-    """What an operator of ours, defined as `called`, makes of its arguments; a `backward` through it raises.
+    """What an operator of ours makes of its arguments; a `backward` through it raises.
 
     Args:
         name: `ssd_kernels::name`.
