@@ -48,7 +48,7 @@ class Config:
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-PREPARE = Config(block={"BLOCK_H": 4, "BLOCK_S": 64}, num_warps=2)
+PREPARE = Config(block={"BLOCK_H": 16}, num_warps=4)
 SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
 
 

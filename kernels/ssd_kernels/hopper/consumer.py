@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ssd_kernels.hopper.prepare import CLOSING, OPENING, STEEP
+from ssd_kernels.hopper.decays import CLOSING, OPENING, STEEP
 from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
 from ssd_kernels.hopper.steep import steep_chunk
 from ssd_kernels.hopper.transfers import store_tile

@@ -17,8 +17,9 @@ from triton.language.extra.cuda import gdc_wait
 from ssd_kernels.hopper import configs
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
+from ssd_kernels.hopper.decays import EXPONENTS
 from ssd_kernels.hopper.descriptors import common_rank, flat, tiled
-from ssd_kernels.hopper.prepare import EXPONENTS, Prepared
+from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.producer import producer
 from ssd_kernels.hopper.segment_states import Pieces
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
