@@ -71,8 +71,8 @@ def hopper_model(inputs: dict[str, Any], *, carry: str = "all", cut: Cut | None 
 
 
 def _interpreted(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Launch a kernel of Gluon's as one of Triton's, without layouts: Triton's interpreter knows none."""
-    triton.jit(kernel.fn)[grid](*args, **{**constants, "WARPS": 0})
+    """Launch a kernel of Gluon's as one of Triton's, whose interpreter knows neither layouts nor early starts."""
+    triton.jit(kernel.fn)[grid](*args, **{**constants, "WARPS": 0, "EARLY_START": False})
 
 
 def _segment(

@@ -25,8 +25,12 @@ GROUP_RANGE = 128.0
 STEEP_UNIT = tl.constexpr(2.0**-17)
 STEEP_STEP = tl.constexpr(192.0)
 
-# Whether the scan is put on the device while the preparation still runs, and waits there for its end.
-EARLY_START = False
+# Whether the scan is put on the device while the preparation still runs, and waits there for its end. Before that it
+# only loads what the call was given: the preparation, an ordinary launch, has waited for whatever wrote that. It writes
+# nothing before, every program of it waits, and what is launched after it waits for all of it: so no workspace that the
+# allocator hands to the next call is read late. Where states of segments are found in between, by an ordinary launch
+# too, the scan waits for that one, which has waited for the preparation.
+EARLY_START = True
 
 # The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
 TILE_RANK = 3

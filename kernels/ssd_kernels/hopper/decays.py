@@ -66,7 +66,8 @@ def store_decays(
         total = tl.where(flat, total, last)
         opening = tl.where(flat, opening, last)
         closing = tl.where(flat, closing, 0.0)
-    _store_exponents(exponents_ptr, rows, in_rows, total, opening, closing, tl.where(flat, total - middle, 0.0), flat, LAYOUT)
+    to_end = tl.where(flat, total - middle, 0.0)
+    _store_exponents(exponents_ptr, rows, in_rows, total, opening, closing, to_end, flat, LAYOUT)
 
 
 @triton.jit
@@ -105,9 +106,7 @@ def _softplus(x):
 
 
 @triton.jit
-def _scales(
-    total, low, high, flat, sequence, GROUP: tl.constexpr, GROUP_RANGE: tl.constexpr, LAYOUT: tl.constexpr
-):
+def _scales(total, low, high, flat, sequence, GROUP: tl.constexpr, GROUP_RANGE: tl.constexpr, LAYOUT: tl.constexpr):
     """The middle of each chunk's range, and what opens and closes it, (H, G).
 
     Chunks of one sequence in a group share the scale, if all together keep within range.

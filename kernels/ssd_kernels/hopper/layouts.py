@@ -22,7 +22,8 @@ def load_layout(heads, chunks, warps):
         return None
     adjacent = min(heads, 8)
     lanes = heads // adjacent
-    return gl.BlockedLayout([adjacent, 1, 1], [lanes, 1, 32 // lanes], [1, min(chunks, warps), max(1, warps // chunks)], [0, 2, 1])
+    across = min(chunks, warps)
+    return gl.BlockedLayout([adjacent, 1, 1], [lanes, 1, 32 // lanes], [1, across, warps // across], [0, 2, 1])
 
 
 @gluon.constexpr_function
@@ -37,11 +38,7 @@ def matrix_layout(columns, warps):
 @triton.jit
 def span(count: tl.constexpr, axis: tl.constexpr, LAYOUT: tl.constexpr):
     """0, 1, … along one axis of a tile."""
-    if LAYOUT is None:
-        offs = tl.arange(0, count)
-    else:
-        offs = gl.arange(0, count, layout=_along(axis, LAYOUT))
-    return offs
+    return tl.arange(0, count) if LAYOUT is None else gl.arange(0, count, layout=_along(axis, LAYOUT))
 
 
 @gluon.constexpr_function

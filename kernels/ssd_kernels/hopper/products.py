@@ -1,4 +1,4 @@
-"""The products that all heads of a group share: what a program of :mod:`ssd_kernels.hopper.prepare` makes of B and C."""
+"""C·B, that all heads of a group share: what a program of :mod:`ssd_kernels.hopper.prepare` makes of B and C."""
 
 import triton
 import triton.language as tl
