@@ -16,7 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_wait
 
 from ssd_kernels.hopper.decays import CLOSING, OPENING, STEEP
-from ssd_kernels.hopper.registers import scaled, times, unpacked
+from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
 from ssd_kernels.hopper.steep import steep_chunk
 from ssd_kernels.hopper.transfers import store_tile
 from ssd_kernels.hopper.versions import barrier
@@ -26,8 +26,8 @@ from ssd_kernels.hopper.versions import barrier
 def consumer(
     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr,
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr,
-    Q: gl.constexpr, EXPONENTS: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr,
-    NEGLIGIBLE: gl.constexpr, RANK: gl.constexpr, EARLY_START: gl.constexpr,
+    Q: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, NEGLIGIBLE: gl.constexpr,
+    RANK: gl.constexpr, EARLY_START: gl.constexpr,
 ):  # fmt: skip
     """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state."""
     PANEL: gl.constexpr = N // PANELS
@@ -35,17 +35,15 @@ def consumer(
     LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     AS: gl.constexpr = gl.DotOperandLayout(0, LS, 2)
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
-    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, y_tiles = tiles
+    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles = tiles
     full, empty = barriers
-    y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr, exponents_ptr = pointers
+    y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr = pointers
     batch, row, _, first_part, nheads, _, nslots, before = place
     start, stop, first, last, begin, end = bounds
     part = first_part + j
     head = part // PARTS
     channel = part % PARTS * P
-    of_head = (batch * nheads + head).to(gl.int64) * nslots
-    steps_ptr += of_head * Q
-    exponents_ptr += of_head * EXPONENTS
+    steps_ptr += (batch * nheads + head).to(gl.int64) * nslots * Q
     y_tile = y_tiles.index(j)
     D = _skip(D_ptr, strides[0], head, channel, P, LY)
     if EARLY_START:
@@ -56,8 +54,6 @@ def consumer(
     )  # fmt: skip
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     closing = gl.to_tensor(0.0)
-    # Loaded a chunk ahead, so that nothing waits for it; of no slot, of the last there is.
-    opens, closes, is_steep = _exponents(exponents_ptr, gl.minimum(begin, nslots - 1), EXPONENTS)
     stage = 0
     used = 0
     phase = 0
@@ -66,14 +62,15 @@ def consumer(
         token = start + (slot - first) * Q
         mine = stage * CONSUMERS + j
         mbarrier.wait(full.index(stage), phase)
+        exponents = exponents_tiles.index(mine)
         factors = factors_tiles.index(mine)
         if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
                 S0 = gl.full([P, PANEL], 0.0, gl.float32, LS)
                 if PANELS == 2:
                     S1 = gl.full([P, PANEL], 0.0, gl.float32, LS)
-        scale = closing + opens
-        steep = is_steep != 0.0
+        scale = closing + scalar(exponents, OPENING)
+        steep = scalar(exponents, STEEP) != 0.0
         if steep:
             # y from the state as it is; what the chunk adds to the state follows below, as for all.
             if pending != 0:
@@ -82,13 +79,12 @@ def consumer(
             S0 = scaled(S0, closing)
             if PANELS == 2:
                 S1 = scaled(S1, closing)
-            scale = opens
+            scale = scalar(exponents, OPENING)
             steep_chunk(
                 S0, S1, x_tiles.index(mine), C_tiles, CB_tiles.index(stage), factors_fp32_tiles.index(mine),
                 steps_ptr + slot * Q, D, D_ptr, y_tile, stage, stop - token, P, Q, N, PANELS, PACKED, LY,
             )  # fmt: skip
-        closing = closes
-        opens, closes, is_steep = _exponents(exponents_ptr, gl.minimum(slot + 1, end - 1), EXPONENTS)
+        closing = scalar(exponents, CLOSING)
         x = x_tiles.index(mine).reshape([Q, P]).permute((1, 0)).load(AY)
         if PACKED:  # noqa: SIM102 -- decided when compiled
             if slot == end - 1:
@@ -145,13 +141,6 @@ def consumer(
     if (end == last) & ((begin < end) | (cut[0] == 0)):
         _store_state(final_ptr, S0, S1, closing, row * nheads * PARTS + part, P, N, PANELS, LS)
     tma.store_wait(0)
-
-
-@gluon.jit
-def _exponents(exponents_ptr, slot, EXPONENTS: gl.constexpr):
-    """What opens and closes a chunk, and whether it is steep."""
-    exponents_ptr += slot * EXPONENTS
-    return gl.load(exponents_ptr + OPENING), gl.load(exponents_ptr + CLOSING), gl.load(exponents_ptr + STEEP)
 
 
 @gluon.jit

@@ -12,7 +12,8 @@ from ssd_kernels.hopper.transfers import load_tile
 def producer(
     descriptors, tiles, barriers, place, bounds,
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, PART: gl.constexpr, D_STATE: gl.constexpr, PANELS: gl.constexpr,
-    CHUNK: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr, EARLY_START: gl.constexpr,
+    CHUNK: gl.constexpr, EXPONENTS: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
+    EARLY_START: gl.constexpr,
 ):  # fmt: skip
     """Fill a stage for each slot of the segment: what all consumers share, and x and the decays of each."""
     _, empty = barriers
@@ -37,7 +38,7 @@ def producer(
             )  # fmt: skip
         _load_prepared(
             descriptors, tiles, barriers, place, bounds, slot, stage,
-            CONSUMERS, PARTS, D_STATE, PANELS, CHUNK, PACKED, RANK,
+            CONSUMERS, PARTS, D_STATE, PANELS, CHUNK, EXPONENTS, PACKED, RANK,
         )  # fmt: skip
         stage += 1
         if stage == STAGES:
@@ -51,12 +52,12 @@ def _load_inputs(
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, PART: gl.constexpr, D_STATE: gl.constexpr, PANELS: gl.constexpr,
     CHUNK: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """Say how much a stage is to hold, and ask for x, C and, where no other sequence can follow, B."""
-    x_desc, B_desc, C_desc, _, _, _ = descriptors
-    x_tiles, B_tiles, C_tiles, _, _, _, _ = tiles
+    """Say how much a stage is to hold, and ask for x, C and, where no other sequence follows in the tile, B."""
+    x_desc, B_desc, C_desc, _, _, _, _ = descriptors
+    x_tiles, B_tiles, C_tiles, _, _, _, _, _ = tiles
     batch, _, group, first_part, _, _, _, before = place
     SHARED: gl.constexpr = CHUNK * D_STATE * 4 + CHUNK * CHUNK * 2
-    BYTES: gl.constexpr = SHARED + CONSUMERS * (CHUNK * PART * 2 + CHUNK * 8)
+    BYTES: gl.constexpr = SHARED + CONSUMERS * (CHUNK * PART * 2 + CHUNK * 8 + 128)
     PANEL: gl.constexpr = D_STATE // PANELS
     token = bounds[0] + (slot - bounds[2]) * CHUNK
     arrived = barriers[0].index(stage)
@@ -69,7 +70,10 @@ def _load_inputs(
     for n in gl.static_range(PANELS):
         C_tile, B_tile = C_tiles.index(stage * PANELS + n), B_tiles.index(stage * PANELS + n)
         load_tile(C_desc, batch, before, token, group, n * PANEL, arrived, C_tile, D_STATE, RANK)
-        if not PACKED:
+        if PACKED:
+            if token + CHUNK <= bounds[1]:
+                load_tile(B_desc, batch, before, token, group, n * PANEL, arrived, B_tile, D_STATE, RANK)
+        else:
             load_tile(B_desc, batch, before, token, group, n * PANEL, arrived, B_tile, D_STATE, RANK)
 
 
@@ -77,26 +81,23 @@ def _load_inputs(
 def _load_prepared(
     descriptors, tiles, barriers, place, bounds, slot, stage,
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, PANELS: gl.constexpr, CHUNK: gl.constexpr,
-    PACKED: gl.constexpr, RANK: gl.constexpr,
+    EXPONENTS: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
 ):  # fmt: skip
-    """Ask for the factors, CB and B of packed sequences."""
-    _, B_desc, _, CB_desc, factors_desc, tails_desc = descriptors
-    _, B_tiles, _, CB_tiles, factors_tiles, _, _ = tiles
+    """Ask for the decays, CB and, where another sequence follows in the tile, B as the preparation copied it."""
+    _, _, _, CB_desc, factors_desc, exponents_desc, tails_desc = descriptors
+    _, B_tiles, _, CB_tiles, factors_tiles, _, exponents_tiles, _ = tiles
     batch, row, group, first_part, nheads, ngroups, nslots, before = place
     PANEL: gl.constexpr = D_STATE // PANELS
     arrived = barriers[0].index(stage)
     for j in gl.static_range(CONSUMERS):
         k = (batch * nheads + (first_part + j) // PARTS) * nslots + slot
-        factors_tile = factors_tiles.index(stage * CONSUMERS + j)
-        tma.async_copy_global_to_shared(factors_desc, [k * (4 * CHUNK)], arrived, factors_tile)
+        mine = stage * CONSUMERS + j
+        tma.async_copy_global_to_shared(factors_desc, [k * (4 * CHUNK)], arrived, factors_tiles.index(mine))
+        tma.async_copy_global_to_shared(exponents_desc, [k * EXPONENTS], arrived, exponents_tiles.index(mine))
     CB_row = ((batch * nslots + slot) * ngroups + group) * CHUNK
     tma.async_copy_global_to_shared(CB_desc, [CB_row, 0], arrived, CB_tiles.index(stage))
-    if PACKED:
-        token = bounds[0] + (slot - bounds[2]) * CHUNK
-        for n in gl.static_range(PANELS):
-            B_tile = B_tiles.index(stage * PANELS + n)
-            if token + CHUNK > bounds[1]:
-                # The next sequence's tokens would follow here.
+    if PACKED:  # noqa: SIM102 -- decided when compiled
+        if bounds[0] + (slot - bounds[2] + 1) * CHUNK > bounds[1]:
+            for n in gl.static_range(PANELS):
+                B_tile = B_tiles.index(stage * PANELS + n)
                 load_tile(tails_desc, batch, before, row * CHUNK, group, n * PANEL, arrived, B_tile, D_STATE, RANK)
-            else:
-                load_tile(B_desc, batch, before, token, group, n * PANEL, arrived, B_tile, D_STATE, RANK)

@@ -5,6 +5,12 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.jit
+def scalar(tile, i: gl.constexpr):
+    """Element i of a tile in shared memory, in a register of every thread."""
+    return gl.max(tile.slice(i, 1).load(gl.BlockedLayout([1], [32], [4], [0])), 0)
+
+
+@gluon.jit
 def scaled(S, exponent):
     """S · 2^exponent, also where 2^exponent alone is no fp32 number."""
     part = gl.minimum(gl.maximum(exponent, -100.0), 100.0)

@@ -46,11 +46,11 @@ def scan(
     launch(
         _scan_kernel, (rows * config.cut.segments * blocks,),
         tiled(x, PART, rank), tiled(B, panel, rank), tiled(C, panel, rank), flat(prepared.CB, CHUNK, CHUNK),
-        flat(prepared.factors, 4 * CHUNK), tiled(y, PART, rank),
+        flat(prepared.factors, 4 * CHUNK), flat(prepared.exponents, 32), tiled(y, PART, rank),
         None if prepared.tails is None else tiled(prepared.tails, panel, rank),
         (
             y, D, initial_state, None if pieces is None else pieces.states, None if pieces is None else pieces.decays,
-            final_state, prepared.steps, prepared.exponents,
+            final_state, prepared.steps,
         ),
         (D_strides, (0, 0, 0, 0) if initial_state is None else initial_state.stride()),
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
@@ -65,7 +65,7 @@ def scan(
 
 @gluon.jit(do_not_specialize=[*CUT[:2], "nheads", "ngroups", "segments", "pieces_of_segment", "period"])
 def _scan_kernel(
-    x_desc, B_desc, C_desc, CB_desc, factors_desc, y_desc, tails_desc, pointers, strides,
+    x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, y_desc, tails_desc, pointers, strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, nheads, ngroups, segments, pieces_of_segment, period,
     RESTART: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, CHUNK: gl.constexpr, PART: gl.constexpr,
     GROUP: gl.constexpr, EXPONENTS: gl.constexpr, NEGLIGIBLE: gl.constexpr, RANK: gl.constexpr,
@@ -75,7 +75,7 @@ def _scan_kernel(
     """One program: CONSUMERS parts of heads of one group, over one segment of a sequence.
 
     Grid: (rows · segments · nheads · PARTS / CONSUMERS,), parts fastest. `pointers`: y, D, the initial state, states
-    and decays of pieces, the final state, steps, exponents. `strides`: of D and the initial state.
+    and decays of pieces, the final state, steps. `strides`: of D and the initial state.
     """
     PACKED: gl.constexpr = cu_seqlens_ptr is not None
     blocks = nheads * PARTS // CONSUMERS
@@ -107,26 +107,27 @@ def _scan_kernel(
     factors_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, 4 * CHUNK], factors_desc.layout)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     factors_fp32_tiles = factors_tiles._reinterpret(gl.float32, [STAGES * CONSUMERS, 2 * CHUNK], PLAIN)
+    exponents_tiles = gl.allocate_shared_memory(gl.float32, [STAGES * CONSUMERS, 32], exponents_desc.layout)
     y_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(CONSUMERS, CHUNK, PART, RANK), y_desc.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=CONSUMERS)
-    tiles = (x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, y_tiles)
+    tiles = (x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles)
     barriers = (full, empty)
-    descriptors = (x_desc, B_desc, C_desc, CB_desc, factors_desc, tails_desc)
+    descriptors = (x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, tails_desc)
     # The arguments stand here in full: a constant that is assigned first would become a value of the device.
     if CONSUMERS == 1:
         gl.warp_specialize(
             [
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, EXPONENTS, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
                 )),
                 (producer, (
-                    descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, PANELS, CHUNK, STAGES,
-                    PACKED, RANK, EARLY_START,
+                    descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
+                    STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
             [1], [24],
@@ -136,15 +137,15 @@ def _scan_kernel(
             [
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, EXPONENTS, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
                 )),
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, EXPONENTS, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
                 )),
                 (producer, (
-                    descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, PANELS, CHUNK, STAGES,
-                    PACKED, RANK, EARLY_START,
+                    descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
+                    STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
             [4, 1], [REGISTERS, 24],
