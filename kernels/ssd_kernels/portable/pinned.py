@@ -1,10 +1,11 @@
-"""Launch configurations searched on a class of devices by `python -m ssd_kernels tune`, as data: `pinned.json`.
+"""Launch configurations found on a class of devices by `python -m ssd_kernels tune`, as data: `pinned.json`.
 
     {"nvidia-h100-80gb-hbm3": {"gated_rms_norm": [{"sizes": [8192], "block": {"BLOCK": 8192, …}, "num_warps": 8,
                                                    "num_stages": 2}]}}
 
-Sizes are the arguments of the kernel's function in :mod:`ssd_kernels.portable.configs`. What has no entry there, and a
-device that has none, takes that function's rule, which was chosen on an H200.
+Sizes are the arguments of the kernel's function in :mod:`ssd_kernels.portable.configs`; of the Hopper kernels, whose
+names begin with "hopper", what :mod:`ssd_kernels.hopper.configs` says. What has no entry there, and a device that has
+none, takes that function's rule, which was chosen on an H200.
 """
 
 import json
@@ -34,11 +35,16 @@ def pinned(kernel: str, *sizes: int) -> Entry | None:
 @contextmanager
 def imposed(kernel: str, entry: Entry) -> Iterator[None]:
     """Meanwhile a kernel runs as this entry says, whatever the sizes."""
+    # Imported only here: where nothing is imposed, nothing needs Triton.
+    from ssd_kernels.repeating import forget
+
     _imposed[kernel] = entry
+    forget()
     try:
         yield
     finally:
         del _imposed[kernel]
+        forget()
 
 
 def device_class() -> str:
