@@ -124,7 +124,7 @@ def in_turn(
     for _ in range(TURNS):
         turns.append([])
         for entry in entries:
-            with _imposed(problem, entry):
+            with taking(problem, entry):
                 turns[-1].append(measure(lambda: function(**inputs)))
     return [float(statistics.median(times)) for times in zip(*turns, strict=True)]
 
@@ -139,6 +139,11 @@ def fastest(trials: list[Trial]) -> Trial:
     if not right:
         raise RuntimeError(f"no candidate is right: {trials[0].fault if trials else 'there is none'}")
     return min(right, key=lambda trial: trial.microseconds or 0.0)
+
+
+def taking(problem: Problem, entry: Entry) -> AbstractContextManager[None]:
+    """Meanwhile the problem's kernel runs as this candidate says; as ever where it is empty."""
+    return imposed(problem.kernel, entry) if entry else nullcontext()
 
 
 def measure(call: Callable[[], Any]) -> float:
@@ -178,17 +183,13 @@ def _try(
     problem: Problem, entry: Entry, function: Callable[..., Any], exact: list[Tensor], dtype: torch.dtype,
     measure: Callable[[Callable[[], Any]], float],
 ) -> Trial:  # fmt: skip
-    with _imposed(problem, entry):
+    with taking(problem, entry):
         for actual, expected in zip(_outputs(function, problem.make(dtype)), exact, strict=True):
             error = float((actual.double() - expected).norm() / expected.norm())
             if not error <= ERRORS[dtype]:
                 return Trial(entry=entry, fault=f"relative error {error:.1e}, at most {ERRORS[dtype]:.1e}")
         inputs = problem.make(dtype)
         return Trial(entry=entry, microseconds=measure(lambda: function(**inputs)))
-
-
-def _imposed(problem: Problem, entry: Entry) -> AbstractContextManager[None]:
-    return imposed(problem.kernel, entry) if entry else nullcontext()
 
 
 def _outputs(function: Callable[..., Any], inputs: dict[str, Any]) -> list[Tensor]:

@@ -175,6 +175,7 @@ def fake_gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, value)
     for module in (tune, tune_problems, tune_scans):
         monkeypatch.setattr(module, "device", lambda: "cpu")
+    monkeypatch.setattr(tune, "FLUSHED_BYTES", 16)
     pinned._class_of.cache_clear()
     yield
     pinned._class_of.cache_clear()
