@@ -151,7 +151,6 @@ def measure(call: Callable[[], Any]) -> float:
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    gc.collect()
     gc.disable()  # a collection inside the capture may unload a module, which ends the capture with an error
     try:
         with torch.cuda.graph(graph):

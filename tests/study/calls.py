@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssd_kernels import get_ssd
-from tests.perf.problems import DEVICE, SCAN_ERROR, ScanProblem, exact_scan, relative_error
+from tests.perf.problems import DEVICE, ON_GPU, SCAN_ERROR, ScanProblem, exact_scan, relative_error
 from tests.what_ran import watched
 
 CHUNK = 64  # the work counted is that of chunks of so many tokens, whatever an implementation's are
@@ -37,7 +37,7 @@ def measure_scan(benchmark: Any, name: str, shape: str, *, chunk_size: int = 256
             device=DEVICE,
             error=lambda results: relative_error(results[0], exact),
             error_budget=SCAN_ERROR,
-            graph=True,
+            graph=ON_GPU,
             asked=name,
             ran=ran,
         )

@@ -68,7 +68,7 @@ def load(file: Path = FILE) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    return (row.group, *row.params.values())
+    return (row.group, *(f"{name}={value}" for name, value in sorted(row.params.items())))
 
 
 def _read(document: dict[str, Any]) -> Iterator[Row]:

@@ -146,7 +146,7 @@ def entry_of(config: ScanConfig) -> Entry:
 
 def scan_candidates(sizes: Sizes, period: int | None) -> list[Entry]:
     """The configurations that a call may take, for a search."""
-    segments = [count for count in (1, 2, 3, 4, 6, 8, 12, 16) if _may_cut(sizes, period, count)]
+    segments = [count for count in (1, 2, 3, 4, 6, 8) if _may_cut(sizes, period, count)]
     cuts = [Cut(segments=count) for count in segments]
     if period is None:
         cuts += [Cut(segments=count, pieces_of_segment=pieces) for count in segments[1:] for pieces in (2, 4)]
