@@ -25,7 +25,7 @@ from ssd_kernels.hopper.device import is_hopper
 from ssd_kernels.portable.pinned import FILE, Entry, device_class, imposed, store
 from ssd_kernels.registry import default_name, get_op
 from ssd_kernels.tune_problems import Problem, device, operator_problems
-from ssd_kernels.tune_scans import SHAPES, hopper_problems
+from ssd_kernels.tune_scans import SHAPES, hopper_problems, portable_problems
 
 # Relative error, Frobenius: half a unit in bf16's last place is 1.7e-3 of a result; a fault is far beyond twice that.
 ERRORS = {torch.bfloat16: 4e-3, torch.float16: 1e-3, torch.float32: 1e-5}
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if not torch.cuda.is_available():
         raise RuntimeError("tune needs a GPU to measure on, got none")
     dtype = getattr(torch, args.dtype)
-    everything = list(all_problems(args.tokens, args.batch, args.scan or SHAPES))
+    everything = list(all_problems(args.tokens, args.batch, args.scan or SHAPES, dtype))
     problems = [
         problem for problem in everything
         if dtype in problem.dtypes and (not args.only or {problem.operator, problem.kernel} & {*args.only})
@@ -91,9 +91,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.print(f"written: {args.output}, {sum(map(len, found.values()))} entries that gain")
 
 
-def all_problems(tokens: int, batch: int, shapes: Sequence[tuple[int, int]]) -> Iterator[Problem]:
+def all_problems(tokens: int, batch: int, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Iterator[Problem]:
     """What can be searched on this device."""
     yield from operator_problems(tokens, batch)
+    yield from portable_problems(dtype, shapes)
     if is_hopper(torch.device(device())):
         yield from hopper_problems(tokens, shapes)
 

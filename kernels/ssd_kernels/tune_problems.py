@@ -20,7 +20,7 @@ class Problem:
 
     operator: str
     kernel: str  # as the table has it
-    sizes: tuple[int, ...]  # as of the entry in the table
+    sizes: tuple[int | str, ...]  # as of the entry in the table
     make: Callable[[torch.dtype], dict[str, Any]]  # fresh inputs; what is updated in place is `state` or `window`
     candidates: list[Entry]
     implementation: str = "triton"

@@ -103,7 +103,7 @@ def test_the_table_that_ships_has_what_the_functions_take():
             for each in entries:
                 if kernel == "hopper_scan":
                     assert hopper.entry_of(hopper.of_entry(each, BAMBA)) | {"sizes": each["sizes"]} == each
-                else:
+                elif kernel != "chunk_scan":
                     assert functions[kernel](*each["sizes"]).block.keys() == each["block"].keys()
 
 
@@ -226,3 +226,27 @@ def test_what_is_repeated_is_forgotten_where_a_configuration_is_imposed():
         assert repeated._calls == {}
         repeated._calls["a call"] = "what it launched"
     assert repeated._calls == {}
+
+
+def test_the_portable_scan_takes_what_is_imposed_and_its_rule_is_among_the_candidates(table, monkeypatch):
+    for problem in tune_scans.portable_problems(torch.bfloat16, [(1, 64), (2, 64)]):
+        inputs = problem.make(problem.dtypes[0])
+        config = scan_kernel(inputs)
+        assert problem.sizes[0] == str(problem.dtypes[0]).removeprefix("torch.")
+        assert {json.dumps(each) for each in map(as_launched, problem.candidates)} >= {json.dumps(config)}
+        other = next(each for each in problem.candidates if as_launched(each) != config)
+        with pinned.imposed("chunk_scan", other):
+            assert scan_kernel(inputs) == as_launched(other)
+        monkeypatch.setattr(pinned, "device_class", lambda: "a-gpu")
+        pinned.store({"chunk_scan": [{"sizes": list(problem.sizes), **other}]}, table)
+        assert scan_kernel(inputs) == as_launched(other)
+
+
+def scan_kernel(inputs):
+    """How the longest kernel of the portable scan would be launched."""
+    said = explain("ssd", implementation="portable", **inputs)
+    return next(kernel.config for kernel in said.kernels if kernel.name == "_chunk_scan_kernel")
+
+
+def as_launched(entry):
+    return {**entry["block"], "num_warps": entry["num_warps"], "num_stages": entry["num_stages"]}

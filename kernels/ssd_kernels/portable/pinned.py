@@ -21,11 +21,15 @@ FILE = Path(__file__).with_name("pinned.json")
 
 Entry = dict[str, Any]  # block, num_warps, num_stages
 
+Size = int | str
+
 _imposed: dict[str, Entry] = {}  # by kernel
+_asked: dict[str, tuple[Size, ...]] = {}  # by kernel, the last
 
 
-def pinned(kernel: str, *sizes: int) -> Entry | None:
+def pinned(kernel: str, *sizes: Size) -> Entry | None:
     """The current device's entry for a kernel and sizes; None where there is none."""
+    _asked[kernel] = sizes
     if _imposed and kernel in _imposed:
         return _imposed[kernel]
     table = _table()
@@ -47,6 +51,11 @@ def imposed(kernel: str, entry: Entry) -> Iterator[None]:
         forget()
 
 
+def asked(kernel: str) -> tuple[Size, ...]:
+    """The sizes of a kernel that an entry was last asked for."""
+    return _asked[kernel]
+
+
 def device_class() -> str:
     """The name of the current device in the table; "" without one."""
     return _class_of(torch.cuda.current_device()) if torch.cuda.is_available() else ""
@@ -64,7 +73,7 @@ def store(found: dict[str, list[Entry]], file: Path = FILE) -> None:
 
 
 @cache
-def _table() -> dict[tuple[str, str, tuple[int, ...]], Entry]:
+def _table() -> dict[tuple[str, str, tuple[Size, ...]], Entry]:
     return {
         (name, kernel, tuple(entry["sizes"])): {key: entry[key] for key in ("block", "num_warps", "num_stages")}
         for name, kernels in _read(FILE).items()
