@@ -69,15 +69,14 @@ def scan(*, consumers: int | None = None, segments: int | None = None, fewer_sta
     return change
 
 
-def prepare(heads: int, warps: int) -> Change:
-    """Another configuration of the preparation."""
+def prepare(heads: float) -> Change:
+    """So many times the heads in a program of the preparation."""
 
     def change(_: ScanProblem) -> AbstractContextManager[None]:
         config = configs.prepare_config()
-        block = {**config.block, "BLOCK_H": heads}
-        if (block, warps) == (config.block, config.num_warps):
-            pytest.skip(f"as chosen: {heads} heads, {warps} warps")
-        return imposed("hopper_prepare", {"block": block, "num_warps": warps, "num_stages": config.num_stages})
+        block = {**config.block, "BLOCK_H": int(config.block["BLOCK_H"] * heads)}
+        entry = {"block": block, "num_warps": config.num_warps, "num_stages": config.num_stages}
+        return imposed("hopper_prepare", entry)
 
     return change
 
@@ -95,8 +94,8 @@ VARIANTS = {
     "one segment": Variant(change=scan(segments=1)),
     "two segments": Variant(change=scan(segments=2)),
     "four segments": Variant(change=scan(segments=4)),
-    "preparation: 2 heads, 2 warps": Variant(change=prepare(2, 2)),
-    "preparation: 8 heads, 4 warps": Variant(change=prepare(8, 4)),
+    "half the heads in a program of the preparation": Variant(change=prepare(0.5)),
+    "twice the heads in a program of the preparation": Variant(change=prepare(2)),
     "portable": Variant(scan="portable"),
     "portable, chunks of 32 asked for": Variant(scan="portable", chunk_size=32),
     # The fewest nats of a chunk are then about 300, where 139 are 2^200.

@@ -163,7 +163,7 @@ def prepare_candidates() -> list[Entry]:
     """As :func:`scan_candidates`, of the preparation."""
     return [
         {"block": {**PREPARE.block, "BLOCK_H": heads}, "num_warps": warps, "num_stages": PREPARE.num_stages}
-        for heads in (1, 2, 4, 8)
+        for heads in (1, 2, 4, 8, 16, 32)
         for warps in (1, 2, 4)
     ]
 
