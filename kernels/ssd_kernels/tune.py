@@ -200,7 +200,10 @@ def _outputs(function: Callable[..., Any], inputs: dict[str, Any]) -> list[Tenso
 
 
 def _upcast(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.double() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return {
+        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
 
 
 def _shape(text: str) -> tuple[int, int]:
