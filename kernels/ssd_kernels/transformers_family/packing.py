@@ -32,7 +32,7 @@ def cu_seqlens_of(kwargs: dict[str, Any], batch: int, seqlen: int) -> Tensor | N
         return _bounds(seq_idx)
     if bounds is not None and batch != 1:
         raise ValueError(f"cu_seq_lens_q tells of one row, got a batch of {batch}: pass seq_idx")
-    return bounds  # type: ignore[no-any-return]
+    return bounds
 
 
 def row_starts(states: Tensor | None, cu_seqlens: Tensor, seqlen: int) -> Tensor | None:
