@@ -120,20 +120,16 @@ def _step(
     z: Tensor | None = None, **kwargs: Any,
 ) -> Tensor:  # fmt: skip
     """Of one token: dt, A, D and dt_bias are one number a head, expanded to its channels."""
-    expanded = [(dt, 1), (A, 2), (D, 1), (dt_bias, 1)]
-    if _wants_gradient((state, hidden_states, dt, A, B, C, D, dt_bias, z)) or not all(
-        each is None or _is_expanded(each, dimensions) for each, dimensions in expanded
-    ):
+    repeated = _repeats(dt, 1) and _repeats(A, 2) and _repeats(D, 1) and _repeats(dt_bias, 1)
+    if not repeated or _wants_gradient((state, hidden_states, dt, A, B, C, D, dt_bias, z)):
         return original(  # type: ignore[no-any-return]
             state, hidden_states, dt, A, B, C, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs
         )
-    dt, A, D, dt_bias = (  # type: ignore[assignment]
-        None if each is None else each[(..., *(0,) * dimensions)] for each, dimensions in expanded
-    )
     step = _op("ssd_step", implementation, state)
     return step(  # type: ignore[no-any-return]
-        state, hidden_states, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus
-    )
+        state, hidden_states, dt[..., 0], A[..., 0, 0], B, C, D=None if D is None else D[..., 0], z=z,
+        dt_bias=None if dt_bias is None else dt_bias[..., 0], dt_softplus=dt_softplus,
+    )  # fmt: skip
 
 
 def _norm(
@@ -150,12 +146,12 @@ def _norm(
     )
 
 
-def _is_expanded(tensor: Tensor, dimensions: int) -> bool:
-    """Whether the last dimensions repeat one number."""
-    return all(
-        stride == 0 or size == 1
-        for stride, size in zip(tensor.stride()[-dimensions:], tensor.shape[-dimensions:], strict=True)
-    )
+def _repeats(tensor: Tensor | None, dimensions: int) -> bool:
+    """Whether the last dimensions of a tensor that is given repeat one number."""
+    if tensor is None:
+        return True
+    last = zip(tensor.stride()[-dimensions:], tensor.shape[-dimensions:], strict=True)
+    return all(stride == 0 or size == 1 for stride, size in last)
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
