@@ -21,7 +21,7 @@ from triton.experimental import gluon
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from ssd_kernels.hopper import configs
-from ssd_kernels.hopper.configs import CHUNK, GROUP, PREPARE
+from ssd_kernels.hopper.configs import CHUNK, GROUP, prepare_config
 from ssd_kernels.hopper.decays import EXPONENTS, store_decays
 from ssd_kernels.hopper.products import store_products
 from ssd_kernels.hopper.slots import CUT
@@ -63,7 +63,7 @@ def prepare(
     tails = None
     if sizes.nseqs is not None:
         tails = torch.empty((1, sizes.nseqs * CHUNK, sizes.ngroups, sizes.d_state), dtype=B.dtype, device=B.device)
-    config = PREPARE
+    config = prepare_config()
     programs = GROUP * sizes.ngroups + -(-sizes.nheads // config.block["BLOCK_H"])
     launch(
         _prepare_kernel, (sizes.batch * -(-nslots // GROUP) * programs,),
