@@ -2,19 +2,25 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssd_kernels.checks import sequence_bounds
 from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
-from ssd_kernels.library import call, define
+from ssd_kernels.launching import is_heard
+from ssd_kernels.library import call, define, device_of
+from ssd_kernels.repeating import heard, keep, kind_of, shared
+from ssd_kernels.watching import is_watched
 
 _SCHEMA = (
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
     "int chunk_size, bool dt_softplus, float dt_low, float dt_high, str carry, Tensor? cu_seqlens=None, "
     "SymInt nchunk_states=0) -> (Tensor, Tensor, Tensor)"
 )
+
+_calls = shared()  # by name and arguments
 
 
 def define_scan(name: str, run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -27,16 +33,34 @@ def call_scan(
     dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float], initial_state: Tensor | None,
     cu_seqlens: Tensor | None, carry: str, return_final_state: bool, return_chunk_states: bool,
 ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
-    """Check the arguments of :class:`ssd_kernels.interface.SSD` and call the operator of that name with them."""
+    """Check the arguments of :class:`ssd_kernels.interface.SSD` and call the operator of that name with them.
+
+    Where a call like this one was remembered and nobody watches, what it launched is launched without either.
+    """
+    inputs = (x, dt, A, B, C, D, dt_bias, initial_state, cu_seqlens)
+    addresses: list[int] = []
+    kind = None
+    if not (return_chunk_states or is_watched()):
+        options = (name, chunk_size, dt_softplus, dt_limit, carry, bool(return_final_state))
+        kind = _kind(inputs, options, addresses)
+    if kind is not None and not is_heard():
+        remembered = _calls.get(kind)
+        if remembered is not None:
+            with device_of(x):
+                made = remembered(addresses, x.device)
+            return made if return_final_state else made[0]
     check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
     nchunk_states = _count_chunks(x.shape[1], chunk_size, cu_seqlens) if return_chunk_states else 0
-    y, final_state, chunk_states = call(
-        name, x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens,
-        nchunk_states, instead="take get_ssd('chunked'), which is differentiable",
-    )  # fmt: skip
+    with heard() as repeated:
+        y, final_state, chunk_states = call(
+            name, x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens,
+            nchunk_states, instead="take get_ssd('chunked'), which is differentiable",
+        )  # fmt: skip
+    if kind is not None and len(repeated) == 1:
+        keep(_calls, kind, repeated[0] if return_final_state else repeated[0].without_last_output())
     return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
 
 
@@ -50,6 +74,24 @@ def unchanged(x: Tensor, initial_state: Tensor | None, sizes: Sizes) -> tuple[Te
 def empty_chunk_states(x: Tensor, sizes: Sizes, nchunk_states: int) -> Tensor:
     """Room for the states after chunks."""
     return x.new_empty((sizes.batch, nchunk_states, *sizes.state_shape[1:]), dtype=state_dtype(x))
+
+
+def _kind(inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], addresses: list[int]) -> tuple[Any, ...] | None:
+    """What decides a call but for addresses; None of arguments that have to be checked or converted at every call.
+
+    Of options only such as are equal where they mean the same: a chunk_size of 64.0 equals 64, and is an error. What
+    cu_seqlens holds is checked where it is on a CPU.
+    """
+    _, chunk_size, _, dt_limit, *_ = options
+    cu_seqlens = inputs[-1]
+    if type(chunk_size) is not int or type(dt_limit) is not tuple or not (cu_seqlens is None or cu_seqlens.is_cuda):
+        return None
+    kind = kind_of(inputs, options, addresses, differentiable=torch.is_grad_enabled())
+    try:
+        hash(kind)
+    except TypeError:
+        return None
+    return kind
 
 
 def _count_chunks(seqlen: int, chunk_size: int, cu_seqlens: Tensor | None) -> int:

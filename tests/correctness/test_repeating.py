@@ -9,7 +9,7 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from ssd_kernels import launching, repeating
+from ssd_kernels import calls, launching, repeating
 from ssd_kernels.launching import Tiles, launch
 from ssd_kernels.repeating import Repeated
 
@@ -42,7 +42,7 @@ def world(monkeypatch):
     """A kernel, a call that launches it on what it is given and what it makes, and what reached the device."""
     launching.forget()
     active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 5)
-    for module in (launching, repeating):
+    for module in (launching, calls):
         monkeypatch.setattr(module, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(Tiles, "described", lambda tiles: "a descriptor")
     kernel, launches, runs = JITFunction(_kernel), [], []
