@@ -66,6 +66,14 @@ class Call:
         call.launches = self.launches
         return call
 
+    def on_device_of(self, tensor: Tensor, addresses: list[int]) -> tuple[Tensor, ...]:
+        """Launch it all on the device of a tensor, whatever the current one is."""
+        device = tensor.device
+        if device.index == driver.active.get_current_device() or device.index is None:
+            return self(addresses, device)
+        with torch.cuda.device(device):
+            return self(addresses, device)
+
     def __call__(self, addresses: list[int], device: torch.device) -> tuple[Tensor, ...]:
         """Launch it all on the current device and stream; `addresses` of the inputs, 0 of None, are added to."""
         made = [

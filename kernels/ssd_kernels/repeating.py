@@ -7,7 +7,7 @@ device and with the same options, launches the same compiled kernels on the same
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -33,32 +33,25 @@ def kind_of(inputs: _Inputs, options: _Kind, addresses: list[int], *, differenti
     """
     device = None
     kind: list[Any] = [options]
-    add, found = kind.append, addresses.append
     try:
         for tensor in inputs:
             if tensor is None:
-                add(None)
-                found(0)
+                kind.append(None)
+                addresses.append(0)
                 continue
-            of = type(tensor)
-            if (of is not Tensor and of is not Parameter) or tensor.is_neg():
-                return None
-            if differentiable and tensor.requires_grad:
-                return None
-            address, here = tensor.data_ptr(), tensor.get_device()
+            of, here, address = type(tensor), tensor.get_device(), tensor.data_ptr()
             if here != device:
                 if device is not None:
                     return None
                 device = here
-                add(here)
-            if not address:
+                kind.append(here)
+            if (of is not Tensor and of is not Parameter) or tensor.is_neg() or not address:
                 return None
-            found(address)
-            add(tensor.shape)
-            add(tensor.dtype)
-            add(address & 15)
-            add(tensor.is_contiguous() or tensor.stride())
-    except (RuntimeError, NotImplementedError):  # of a tensor without strides or without memory
+            if differentiable and tensor.requires_grad:
+                return None
+            addresses.append(address)
+            kind += tensor.shape, tensor.dtype, address & 15, tensor.is_contiguous() or tensor.stride()
+    except (AttributeError, RuntimeError, NotImplementedError):  # no tensor, or one without strides or memory
         return None
     return tuple(kind)
 
@@ -86,7 +79,7 @@ class Repeated:
         kind = kind_of(inputs, options, addresses, differentiable=False)
         if kind is None:
             return run()
-        call = self._calls.get(kind)
+        call = find(self._calls, kind)
         if call is not None:
             _tell(call)
             return call(addresses, device)
@@ -124,11 +117,20 @@ def shared() -> dict[Hashable, Call]:
     return calls
 
 
-def keep(calls: dict[Hashable, Call], kind: Hashable, call: Call) -> None:
-    """Remember a call."""
+def find(calls: dict[Hashable, Call], kind: _Kind | None) -> Call | None:
+    """The call of a kind, if one is remembered."""
+    try:
+        return None if kind is None else calls.get(kind)
+    except TypeError:  # an option has no hash
+        return None
+
+
+def keep(calls: dict[Hashable, Call], kind: _Kind, call: Call) -> None:
+    """Remember a call, if its kind can be found again."""
     if len(calls) >= ROOM:
         calls.clear()
-    calls[kind] = call
+    with suppress(TypeError):
+        calls[kind] = call
 
 
 def _tell(call: Call) -> None:

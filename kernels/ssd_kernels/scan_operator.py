@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +9,8 @@ from torch import Tensor
 from ssd_kernels.checks import sequence_bounds
 from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
 from ssd_kernels.launching import is_heard
-from ssd_kernels.library import call, define, device_of
-from ssd_kernels.repeating import heard, keep, kind_of, shared
+from ssd_kernels.library import call, define
+from ssd_kernels.repeating import find, heard, keep, kind_of, shared
 from ssd_kernels.watching import is_watched
 
 _SCHEMA = (
@@ -40,14 +39,19 @@ def call_scan(
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state, cu_seqlens)
     addresses: list[int] = []
     kind = None
-    if not (return_chunk_states or is_watched()):
+    # Options that are equal mean the same, but a chunk_size of 64.0 is an error, and a list may have changed since.
+    # What cu_seqlens holds is checked where it is on a CPU.
+    if (
+        type(chunk_size) is int
+        and type(dt_limit) is tuple
+        and (cu_seqlens is None or cu_seqlens.is_cuda)
+        and not (return_chunk_states or is_watched() or is_heard())
+    ):
         options = (name, chunk_size, dt_softplus, dt_limit, carry, bool(return_final_state))
-        kind = _kind(inputs, options, addresses)
-    if kind is not None and not is_heard():
-        remembered = _calls.get(kind)
+        kind = kind_of(inputs, options, addresses, differentiable=torch.is_grad_enabled())
+        remembered = find(_calls, kind)
         if remembered is not None:
-            with device_of(x):
-                made = remembered(addresses, x.device)
+            made = remembered.on_device_of(x, addresses)
             return made if return_final_state else made[0]
     check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
@@ -74,24 +78,6 @@ def unchanged(x: Tensor, initial_state: Tensor | None, sizes: Sizes) -> tuple[Te
 def empty_chunk_states(x: Tensor, sizes: Sizes, nchunk_states: int) -> Tensor:
     """Room for the states after chunks."""
     return x.new_empty((sizes.batch, nchunk_states, *sizes.state_shape[1:]), dtype=state_dtype(x))
-
-
-def _kind(inputs: tuple[Tensor | None, ...], options: tuple[Any, ...], addresses: list[int]) -> tuple[Any, ...] | None:
-    """What decides a call but for addresses; None of arguments that have to be checked or converted at every call.
-
-    Of options only such as are equal where they mean the same: a chunk_size of 64.0 equals 64, and is an error. What
-    cu_seqlens holds is checked where it is on a CPU.
-    """
-    _, chunk_size, _, dt_limit, *_ = options
-    cu_seqlens = inputs[-1]
-    if type(chunk_size) is not int or type(dt_limit) is not tuple or not (cu_seqlens is None or cu_seqlens.is_cuda):
-        return None
-    kind = kind_of(inputs, options, addresses, differentiable=torch.is_grad_enabled())
-    try:
-        hash(kind)
-    except TypeError:
-        return None
-    return kind
 
 
 def _count_chunks(seqlen: int, chunk_size: int, cu_seqlens: Tensor | None) -> int:
