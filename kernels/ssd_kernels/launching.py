@@ -18,6 +18,8 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from ssd_kernels import ahead
+
 # Kinds of arguments remembered of one kernel, and of tuples; where more come by, they are collected anew.
 ROOM = 4096
 
@@ -52,6 +54,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     kind = known.kind(device, args, constants, passed)
     found = None if kind is None else known.compiled.get(kind)
     if found is None:
+        ahead.finish()
         compiled = kernel[grid](*_described(args), **constants)
         # None where a hook of Triton's has taken the compilation over.
         if kind is not None and isinstance(compiled, CompiledKernel):
