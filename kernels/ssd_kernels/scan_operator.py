@@ -39,11 +39,10 @@ def call_scan(
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state, cu_seqlens)
     addresses: list[int] = []
     kind = None
-    # Options that are equal mean the same, but a chunk_size of 64.0 is an error, and a list may have changed since.
-    # What cu_seqlens holds is checked where it is on a CPU.
+    # Options that are equal mean the same, but a chunk_size of 64.0 is an error. What cu_seqlens holds is checked where
+    # it is on a CPU.
     if (
         type(chunk_size) is int
-        and type(dt_limit) is tuple
         and (cu_seqlens is None or cu_seqlens.is_cuda)
         and not (return_chunk_states or is_watched() or is_heard())
     ):

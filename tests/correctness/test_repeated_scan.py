@@ -99,6 +99,8 @@ def test_a_call_like_one_before_is_launched_with_its_own_addresses(world, grad):
     assert (x_ptr, y_ptr) == (x.data_ptr(), y.data_ptr())
     assert (y.shape, y.dtype, y.is_contiguous(), y.requires_grad) == (x.shape, x.dtype, True, False)
     assert work_ptr - state_ptr == 2 * 64 * 128 * 4  # a state that nobody wants is a part of the workspace
+    (call,) = scan_operator._calls.values()
+    assert call.size == 2 * 64 * 128 * 4 + 1536
 
 
 def test_a_state_that_is_wanted_is_a_tensor_of_its_own(world):
@@ -241,6 +243,14 @@ def test_a_transform_of_torch_func_goes_through_the_dispatcher(world):
     scan()
     y = torch.func.functionalize(lambda x: get_ssd("hopper")(x, **given))(x)
     assert (y.shape, len(world.launches), len(world.checks)) == (x.shape, 1, 2)  # by the launcher's own memory
+    torch.func.vmap(lambda each: (scan(), each)[1])(torch.ones(2))
+    assert len(world.checks) == 3
+
+
+def test_an_implementation_does_not_take_what_another_remembers(world):
+    scan()
+    get_ssd("triton")(**inputs())
+    assert (len(world.runs), len(world.checks)) == (1, 2)
 
 
 def test_a_tensor_whose_memory_holds_its_negative_is_not_taken_as_it_is(world):
