@@ -12,6 +12,8 @@ from ssd_kernels.triton_launcher import prepared
 
 _ALIGNMENT = 512  # bytes, of what torch allocates on a GPU
 
+_Empty = Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor]
+
 
 class Call:
     """Launches, with the places where an address belongs: inputs come first, then outputs, then what else was made.
@@ -19,7 +21,8 @@ class Call:
     The last are parts of one allocation. No tensor is kept, nor an address.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.index, self.empty = device, device.index, empty_on(device)
         self.outputs: list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]] = []
         self.offsets: list[int] = []
         self.size = 0  # bytes of the allocation
@@ -28,15 +31,12 @@ class Call:
     @classmethod
     def of(cls, notes: list[Note | None], inputs: list[int], outputs: tuple[Tensor, ...]) -> "Call | None":
         """What these launches were; None if one is not known, or addresses do not tell which tensor it takes."""
-        call = cls()
-        given = [address for address in inputs if address]
-        places = {address: place for place, address in enumerate(inputs) if address}
-        for output in outputs:
-            given.append(output.data_ptr())
-            places[output.data_ptr()] = len(inputs) + len(call.outputs)
-            call.outputs.append((tuple(output.shape), output.stride(), output.dtype))
-        if 0 in given or len(places) < len(given) or not all(output.is_contiguous() for output in outputs):
+        call = cls(outputs[0].device)
+        given = [*inputs, *(output.data_ptr() for output in outputs)]
+        places = {address: place for place, address in enumerate(given)}
+        if 0 in places or len(places) < len(given) or not all(output.is_contiguous() for output in outputs):
             return None
+        call.outputs += [(tuple(output.shape), output.stride(), output.dtype) for output in outputs]
 
         def place(tensor: Tensor) -> int:
             address = tensor.data_ptr()
@@ -58,7 +58,7 @@ class Call:
 
     def without_last_output(self) -> "Call":
         """The same for who does not want its last output: that is made with what else the launches need."""
-        call = Call()
+        call = Call(self.device)
         *call.outputs, (shape, _, dtype) = self.outputs
         call._add(torch.Size(shape).numel() * dtype.itemsize)
         call.offsets += [call.size + offset for offset in self.offsets]
@@ -66,24 +66,23 @@ class Call:
         call.launches = self.launches
         return call
 
-    def on_device_of(self, tensor: Tensor, addresses: list[int]) -> tuple[Tensor, ...]:
-        """Launch it all on the device of a tensor, whatever the current one is."""
-        device = tensor.device
-        if device.index == driver.active.get_current_device() or device.index is None:
-            return self(addresses, device)
-        with torch.cuda.device(device):
-            return self(addresses, device)
+    def on_its_device(self, addresses: list[int]) -> tuple[Tensor, ...]:
+        """Launch it all on the device that it was launched on, whatever the current one is."""
+        if self.index is None or self.index == driver.active.get_current_device():
+            return self(addresses)
+        with torch.cuda.device(self.device):
+            return self(addresses)
 
-    def __call__(self, addresses: list[int], device: torch.device) -> tuple[Tensor, ...]:
-        """Launch it all on the current device and stream; `addresses` of the inputs, 0 of None, are added to."""
-        made = [
-            torch.empty_strided(shape, strides, dtype=dtype, device=device) for shape, strides, dtype in self.outputs
-        ]
+    def __call__(self, addresses: list[int]) -> tuple[Tensor, ...]:
+        """Launch it all on the current device, which is its own, and stream; inputs' `addresses` are added to."""
+        empty = self.empty
+        made = [empty(*output) for output in self.outputs]
         addresses += [output.data_ptr() for output in made]
-        others = torch.empty(self.size, dtype=torch.uint8, device=device)
-        start = others.data_ptr()
-        addresses += [start + offset for offset in self.offsets]
-        stream = driver.active.get_current_stream(device.index or 0)
+        if self.size:
+            others = empty((self.size,), (1,), torch.uint8)
+            start = others.data_ptr()
+            addresses += [start + offset for offset in self.offsets]
+        stream = driver.active.get_current_stream(self.index or 0)
         for launch in self.launches:
             launch(addresses, stream)
         return tuple(made)
@@ -92,6 +91,18 @@ class Call:
         """A further part of the allocation."""
         self.offsets.append(self.size)
         self.size += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def empty_on(device: torch.device) -> _Empty:
+    """What makes a tensor of a shape, strides and dtype on a device that is the current one, without values.
+
+    Torch's own, by which graphs that torch.compile made allocate, takes half as long as torch.empty_strided; it is no
+    part of torch's interface, so where it is missing, that does.
+    """
+    found: _Empty | None = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if found is not None:
+        return found
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
 class _Launch:
@@ -111,7 +122,9 @@ class _Launch:
                 passed[i] = None  # no tensor is kept
         self.run, self.passed, at, described = prepared(compiled, grid, passed, tiles)
         for i, arg in enumerate(args):
-            if isinstance(arg, Tensor):
+            if isinstance(arg, Tensor) and arg.numel() == 0:
+                self.passed[at[i]] = 0
+            elif isinstance(arg, Tensor):
                 self.pointers.append((at[i], place(arg)))
             elif isinstance(arg, Tiles):
                 self.tiles.append((at[i], place(arg.base), described[i]))

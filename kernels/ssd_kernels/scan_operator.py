@@ -50,7 +50,7 @@ def call_scan(
         kind = kind_of(inputs, options, addresses, differentiable=torch.is_grad_enabled())
         remembered = find(_calls, kind)
         if remembered is not None:
-            made = remembered.on_device_of(x, addresses)
+            made = remembered.on_its_device(addresses)
             return made if return_final_state else made[0]
     check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,

@@ -60,3 +60,23 @@ def test_where_no_kernel_can_be_launched_nothing_is_hashed(hashed, monkeypatch, 
     get_ssd("triton")
     ahead.finish()
     assert hashed == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "capability", "hip", "expected"),
+    [(1, None, None, True), (1, (9, 0), None, True), (1, (8, 0), None, False), (0, None, None, False),
+     (1, None, "6.2", False)],
+    ids=["no context yet", "Hopper", "Ampere", "no GPU", "AMD"],
+)  # fmt: skip
+def test_what_the_first_call_imports_is_imported_by_the_lookup(hashed, monkeypatch, gpus, capability, hip, expected):
+    imported = []
+    monkeypatch.setattr(ahead, "import_module", imported.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    for name in ("portable", "triton", "hopper"):
+        get_ssd(name)
+    registry.get_op("ssd_step", "triton")
+    ahead.finish()
+    assert imported == ["ssd_kernels.hopper.launcher"] * (2 * expected)

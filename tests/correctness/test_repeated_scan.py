@@ -14,7 +14,7 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from ssd_kernels import calls, get_ssd, launching, scan_operator
+from ssd_kernels import calls, get_ssd, launching, repeating, scan_operator
 from ssd_kernels.hopper import coverage, launcher, operator
 
 pytestmark = pytest.mark.correctness
@@ -66,10 +66,10 @@ def world(monkeypatch):
     monkeypatch.setattr(launcher, "_launch", launch)
     monkeypatch.setattr(scan_operator, "check_inputs", checked)
     launching.forget()
-    launcher.repeated.forget()
+    repeating.forget()
     yield SimpleNamespace(launches=launches, runs=runs, checks=checks)
     launching.forget()
-    launcher.repeated.forget()
+    repeating.forget()
 
 
 def inputs(seqlen=70, **changes):
@@ -280,7 +280,7 @@ def test_who_listens_to_triton_hears_of_every_launch(world, monkeypatch):
 
 def test_what_is_forgotten_is_worked_out_anew(world):
     scan()
-    launcher.repeated.forget()
+    repeating.forget()
     scan()
     assert (len(world.runs), len(world.checks)) == (2, 2)
 

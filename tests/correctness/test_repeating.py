@@ -14,7 +14,6 @@ from ssd_kernels.launching import Tiles, launch
 from ssd_kernels.repeating import Repeated
 
 pytestmark = pytest.mark.correctness
-CPU = torch.device("cpu")
 
 
 def _kernel(tiles, pointers, x_ptr, none_ptr, strides, length, FLAG: tl.constexpr):
@@ -58,7 +57,7 @@ def world(monkeypatch):
             launch(kernel, (4, 2), tiles, (out, None, more), more, None, (x.stride(), 1), len(x), FLAG=flag)
             return (out,)
 
-        return repeated(run, (x, bias), flag, CPU)[0]
+        return repeated(run, (x, bias), (flag,))[0]
 
     yield SimpleNamespace(call=call, launches=launches, runs=runs, kernel=kernel, repeated=repeated)
     launching.forget()
@@ -132,6 +131,6 @@ def test_calls_can_be_forgotten_and_do_not_pile_up(world, monkeypatch):
     assert len(world.runs) == 3
     world.call(torch.zeros(64), torch.zeros(4))
     assert len(world.runs) == 4
-    world.repeated.forget()
+    repeating.forget()
     world.call(torch.zeros(64), torch.zeros(4))
     assert len(world.runs) == 5

@@ -111,33 +111,6 @@ def test_a_triton_kernel_has_resources(vector):
     assert len(kernels[0]["binary"]) == 16
 
 
-def test_a_benchmark_is_timed_on_the_device(project):
-    project.configure(gate_machine="")
-    project.pytester.makepyfile(
-        test_it="""
-        import torch
-
-        def test_eager(benchmark):
-            x = torch.ones(2**24, device="cuda")
-            benchmark.declare(bytes=2**27, flops=2**24, error=lambda out: (out - 2).abs().max(), error_budget=1e-6)
-            benchmark(torch.add, x, 1)
-
-        def test_graph(benchmark):
-            x = torch.ones(2**24, device="cuda")
-            benchmark.declare(bytes=2**27, graph=True, error=lambda out: (out - 2).abs().max(), error_budget=1e-6)
-            benchmark(torch.add, x, 1)
-
-        def test_pedantic(benchmark):
-            x = torch.ones(2**24, device="cuda")
-            benchmark.pedantic(torch.add, args=(x, 1), rounds=10)
-        """
-    )
-    result = project.run("--benchmark-compare", "--gate-processes=2", "--benchmark-max-time=0.2")
-    assert result.ret == 0
-    result = project.run("--benchmark-compare", "--gate-processes=2", "--benchmark-max-time=0.2")
-    result.assert_outcomes(passed=3)
-
-
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="what other workers do on the GPU would be timed, too")
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("elements", [2**22, 2**24, 2**26])
