@@ -163,6 +163,21 @@ def test_what_is_wrong_is_refused_after_what_is_right(operator, changes, error):
         run(operator, changes)
 
 
+def test_which_of_two_alike_is_none_makes_another_call(world):
+    for _ in range(2):
+        run("ssd_step", {"D": None})
+        run("ssd_step", {"dt_bias": None})
+    assert len(world.checks) == 2
+
+
+def test_an_operator_does_not_take_what_another_remembers(world):
+    run("causal_conv1d")
+    made = torch.zeros(1)
+    inputs = [OPERATORS["causal_conv1d"][3]().get(name) for name in ("x", "weight", "bias", "initial_window", "cu")]
+    assert again.again("another", lambda: (made,), tuple(inputs), (None, False)) == (made,)
+    assert world.launches == []
+
+
 @pytest.mark.parametrize("operator", ["ssd_step", "causal_conv1d_step"])
 def test_slots_that_the_host_can_read_are_read_at_every_call(operator):
     slots = torch.tensor([0, 2])

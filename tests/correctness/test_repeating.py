@@ -1,5 +1,6 @@
 """What a repeated call launches, with which addresses, and what makes it another call; nothing is compiled."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -134,3 +135,21 @@ def test_calls_can_be_forgotten_and_do_not_pile_up(world, monkeypatch):
     repeating.forget()
     world.call(torch.zeros(64), torch.zeros(4))
     assert len(world.runs) == 5
+
+
+def test_tensors_on_different_devices_are_no_call_to_remember(monkeypatch):
+    tensors = torch.zeros(4), torch.zeros(4)
+    assert repeating.kind_of(tensors, (), [], differentiable=False) is not None
+    monkeypatch.setattr(repeating, "_device", lambda tensor: int(tensor is tensors[1]))
+    assert repeating.kind_of(tensors, (), [], differentiable=False) is None
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_call_is_launched_on_its_own_device(monkeypatch, current):
+    entered, call = [], calls.Call(torch.device("cuda", 1))
+    active = SimpleNamespace(get_current_device=lambda: current, get_current_stream=lambda device: 5)
+    monkeypatch.setattr(calls, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+    call.launches.append(lambda addresses, stream: entered.append(stream))
+    call.on_its_device([])
+    assert entered == [*([torch.device("cuda", 1)] if current == 0 else []), 5]
