@@ -165,8 +165,8 @@ def test_what_is_wrong_is_refused_after_what_is_right(operator, changes, error):
 
 def test_which_of_two_alike_is_none_makes_another_call(world):
     for _ in range(2):
-        run("ssd_step", {"D": None})
-        run("ssd_step", {"dt_bias": None})
+        run("ssd_step", {"z": None, "D": None})
+        run("ssd_step", {"z": None, "dt_bias": None})
     assert len(world.checks) == 2
 
 
