@@ -23,7 +23,7 @@ from triton import knobs
 from triton.runtime.jit import JITFunction
 
 from tests.aot.launch import Launch
-from tests.aot.targets import TARGETS, Driver
+from tests.aot.targets import SHARED_MEMORY, TARGETS, Driver
 
 PACKAGES = ("ssd_kernels.portable", "ssd_kernels.hopper")
 BY_RULE = "ssd_kernels.by_rule"
@@ -46,7 +46,9 @@ def launches(call: Callable[[], Any], target: str) -> list[Launch]:
     asked = mock.patch.multiple(
         torch.cuda,
         get_device_capability=lambda _: divmod(arch, 10) if isinstance(arch, int) else (9, 4),
-        get_device_properties=lambda _: SimpleNamespace(multi_processor_count=132),
+        get_device_properties=lambda _: SimpleNamespace(
+            multi_processor_count=132, shared_memory_per_block_optin=SHARED_MEMORY[target]
+        ),
         get_device_name=lambda _: target,
     )
     hook = mock.patch.object(knobs.runtime, "jit_cache_hook", take)

@@ -33,6 +33,8 @@ class Case:
 SCAN_SIZES = [(64, 128, 256), (64, 128, 128), (64, 128, 16), (32, 16, 256), (128, 256, 256), (80, 96, 200)]
 SCAN_FEATURES: dict[str, dict[str, Any]] = {
     "model": {"D": "head", "dt_bias": True, "dt_softplus": True},
+    "batch": {"D": "head", "dt_bias": True, "dt_softplus": True, "batch": 8},
+    "segments": {"D": "head", "dt_bias": True, "dt_softplus": True, "nheads": 24, "seqlen": 8192},
     "bare": {},
     "continued": {"D": "channel", "dt_softplus": True, "initial_state": True},
     "packed": {"D": "head", "dt_bias": True, "dt_softplus": True, "initial_state": True, "cu_seqlens": True},
@@ -46,7 +48,8 @@ HOPPER_SIZES = [
     (64, 128, 128, 1, 1024), (64, 128, 128, 8, 1024), (64, 128, 128, 1, 131072), (64, 128, 24, 1, 8192),
     (64, 64, 112, 1, 1024), (64, 64, 112, 8, 1024), (128, 128, 64, 1, 1024), (128, 128, 64, 8, 1024),
 ]  # fmt: skip
-HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if "return_chunk_states" not in features}
+_NOT_OF_HOPPER = ("batch", "segments", "chunk states")
+HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if name not in _NOT_OF_HOPPER}
 CONV_FEATURES: dict[str, dict[str, Any]] = {
     "model": {"bias": True, "activation": "silu", "return_final_window": True},
     "bare": {},

@@ -15,6 +15,8 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# What a program may have of it, bytes.
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 # What must be zero, and where: on the device that the configurations are chosen on.
 WITHOUT_SPILLS = {"sm_90": ("spilled_bytes",)}
 

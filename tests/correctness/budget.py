@@ -94,11 +94,17 @@ def _with_skip(y: Tensor, x: Tensor, inputs: dict) -> Tensor:
     return y if inputs["D"] is None else y + inputs["D"].reshape(x.shape[2], -1) * x
 
 
-def assert_within_budget(actual: Tensor, exact: Tensor, by_torch: Tensor, *, what: str = "y") -> None:
+def assert_within_budget(
+    actual: Tensor, exact: Tensor, by_torch: Tensor, *, what: str = "y", operands: torch.dtype | None = None
+) -> None:
     """At most twice torch's own error and a few ulps: of the largest output, and again in root mean square.
 
     In half precision a result's own rounding dominates, so the root mean square allows one rounding (ulp / √12) more
     than twice torch's; in fp32 the order of the sums does, and it allows a few.
+
+    `operands`: what the factors of a sum of products are rounded to, where torch's result was rounded to that instead.
+    A result that is one product has the rounding of its factor, which may be all of half an ulp, whatever that of the
+    same result was: torch's largest error says how near to a half its roundings came, and not how near others' may.
     """
     assert torch.isfinite(actual).all(), f"{what} is not finite everywhere"
     if exact.numel() == 0:
@@ -106,7 +112,10 @@ def assert_within_budget(actual: Tensor, exact: Tensor, by_torch: Tensor, *, wha
     ulp = torch.finfo(actual.dtype).eps
     error, own = (actual.double() - exact).abs(), (by_torch.double() - exact).abs()
     largest = exact.abs().max()
-    allowed = 2 * own.max() + ULPS * ulp * largest
+    rounding = 2 * own.max()
+    if operands is not None:
+        rounding = max(rounding, torch.finfo(operands).eps / 2 * largest)
+    allowed = rounding + ULPS * ulp * largest
     assert error.max() <= allowed, f"{what}: largest error {error.max():.3e}, allowed {allowed:.3e} of {largest:.3e}"
     if exact.numel() < ENOUGH_FOR_AN_AVERAGE:
         return

@@ -39,7 +39,7 @@ def check_inputs_within_budget(name: str, inputs: dict[str, Any], carry: str = "
     own_y, own_state = plain_torch(inputs, carry=carry)
     assert state.dtype == torch.float32
     assert_within_budget(y, exact_y, own_y)
-    assert_within_budget(state, exact_state, own_state_in(dtype, own_state), what="final_state")
+    assert_within_budget(state, exact_state, own_state_in(dtype, own_state), what="final_state", operands=dtype)
 
 
 def own_state_in(dtype: torch.dtype, state: Tensor) -> Tensor:

@@ -18,6 +18,12 @@ NO_AND_ONE_TOKEN = Problem(
     by_channel=True, strided=True,
 )  # fmt: skip
 
+# The state of the one token is one product, 1.29, of which the rounding to bf16 takes 0.77 of the most it may.
+ONE_ROUNDING = Problem(
+    batch=1, seqlen=101, lengths=(0, 1, 91, 9), nheads=6, ngroups=2, headdim=32, d_state=16, chunk_size=64,
+    softplus=False, bias=False, initial=False, seed=1243,
+)  # fmt: skip
+
 
 def packed_and_alone(ssd, inputs, carry):
     """The y, final states and chunk states of packed sequences, and what those of each alone make together."""
@@ -40,6 +46,7 @@ def test_the_recurrence_of_packed_sequences_is_that_of_each_alone(carry, problem
 @covering(*EDGES, "initial_state", "grouped", "by_channel")
 @given(problem=packed_problems())
 @example(problem=NO_AND_ONE_TOKEN)
+@example(problem=ONE_ROUNDING)
 def test_packed_sequences_equal_the_recurrence(name, dtype, carry, problem):
     check(name, problem, dtype, carry)
 

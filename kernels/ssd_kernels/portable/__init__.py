@@ -1,4 +1,4 @@
-"""The SSD scan in portable Triton: five short kernels, states in memory, any shape, exact for any decay."""
+"""The SSD scan in portable Triton: a walk over chunks, the state in registers; any shape, exact for any decay."""
 
 from ssd_kernels.portable.operator import ssd
 

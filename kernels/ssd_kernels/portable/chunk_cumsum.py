@@ -1,89 +1,77 @@
-"""Stage 1, steps and running decays: dt_t = clamp(softplus(dt_t + dt_bias)), a_t = Σ_{s≤t in the chunk} dt_s A.
+"""Steps and running decays of a chunk: dt_t = clamp(softplus(dt_t + dt_bias)), a_t = Σ_{s≤t in the chunk} dt_s A.
+
+Inside a chunk e^{a_i − a_j} dt_j = u_i w_j, with u_i = 2^{a_i − m}, w_j = dt_j 2^{m − a_j}, a counted in octaves and m
+near the middle of its range: two vectors instead of a matrix, and x_j is weighted once for y and the state both. That
+holds as far as a stays within MAX_OCTAVES; a chunk with tokens beyond is marked, and gets its steps and sums besides.
+m is a whole number: u and w differ by exact powers of two, and y by no bit, from what they would be if the tokens that
+follow were others.
 
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060). Reference: :func:`ssd_kernels.interface.discretise`.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ssd_kernels.portable.chunk_table import ChunkTable
-from ssd_kernels.portable.configs import CHUNK_CUMSUM
-from ssd_kernels.portable.plan import CUT, Plan
-from ssd_kernels.portable.tiles import chunk_bounds
+from ssd_kernels.portable.activations import softplus
 
-
-def chunk_cumsum(
-    dt: Tensor, A: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float], plan: Plan,
-    table: ChunkTable | None,
-) -> Tensor:  # fmt: skip
-    """Steps and their running sums, (batch, nchunks, nheads, 3, chunk_size) fp32; of packed sequences by their table.
-
-    The three rows: dt, zero past the end of a chunk; the running sum a rounded to fp32; and what that rounding left.
-    """
-    sizes = plan.sizes
-    steps = torch.empty(
-        (sizes.batch, plan.nchunks, sizes.nheads, 3, plan.chunk_size), dtype=torch.float32, device=dt.device
-    )
-    config = CHUNK_CUMSUM
-    head_blocks = triton.cdiv(sizes.nheads, config.block["BLOCK_H"])
-    _chunk_cumsum_kernel[(sizes.batch * plan.nchunks * head_blocks,)](
-        dt, A, dt_bias, steps,
-        (dt.stride(), A.stride(0), 0 if dt_bias is None else dt_bias.stride(0)), *dt_limit,
-        None if table is None else table.chunks,
-        *plan.cut, sizes.nheads,
-        SOFTPLUS=dt_softplus, CHUNK=plan.chunk_size, BLOCK_T=triton.next_power_of_2(plan.chunk_size), **config.kwargs,
-    )  # fmt: skip
-    return steps
-
-
-@triton.jit(do_not_specialize=[*CUT, "nheads"])
-def _chunk_cumsum_kernel(
-    dt_ptr, A_ptr, dt_bias_ptr, steps_ptr, strides, dt_low, dt_high, table_ptr,
-    seqlen, period, chunks_per_period, nchunks, nheads,
-    SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK_H heads of one chunk of one sequence. Grid: (batch · nchunks · head blocks,).
-
-    `strides` are those of dt, A and dt_bias. All in fp64: softplus keeps its relative precision for very negative
-    arguments, and the sum its absolute one.
-    """
-    dt_strides = strides[0]
-    pid = tl.program_id(0)
-    head_blocks = tl.cdiv(nheads, BLOCK_H)
-    row = (pid // head_blocks).to(tl.int64)  # batch · nchunks
-    chunk = row % nchunks
-    first, stop = chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK)
-    if table_ptr is not None and first >= stop:
-        return
-    offs_h = (pid % head_blocks * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
-    offs_t = tl.arange(0, BLOCK_T)
-    in_h = offs_h < nheads
-    in_chunk = in_h[:, None] & (first + offs_t < stop)[None, :]
-
-    dt_ptrs = dt_ptr + row // nchunks * dt_strides[0] + (first + offs_t)[None, :] * dt_strides[1]
-    dt = tl.load(dt_ptrs + offs_h[:, None] * dt_strides[2], mask=in_chunk, other=0.0).to(tl.float64)  # (H, T)
-    A = tl.load(A_ptr + offs_h * strides[1], mask=in_h, other=0.0).to(tl.float64)
-    if dt_bias_ptr is not None:
-        dt += tl.load(dt_bias_ptr + offs_h * strides[2], mask=in_h, other=0.0).to(tl.float64)[:, None]
-    if SOFTPLUS:
-        dt = tl.where(dt > 20.0, dt, _log1p(tl.exp(tl.where(dt > 20.0, 0.0, dt))))
-    dt = tl.where(dt < dt_low, dt_low, dt)  # comparisons, not minimum and maximum: a NaN stays
-    dt = tl.where(dt > dt_high, dt_high, dt)
-    dt = tl.where(in_chunk, dt, 0.0)
-    dA_cumsum = tl.cumsum(dt * A[:, None], axis=1)
-
-    steps_ptrs = steps_ptr + (row * nheads + offs_h)[:, None] * (3 * CHUNK) + offs_t[None, :]
-    in_row = in_h[:, None] & (offs_t < CHUNK)[None, :]
-    rounded = dA_cumsum.to(tl.float32)
-    tl.store(steps_ptrs, dt.to(tl.float32), mask=in_row)
-    tl.store(steps_ptrs + CHUNK, rounded, mask=in_row)
-    tl.store(steps_ptrs + 2 * CHUNK, (dA_cumsum - rounded.to(tl.float64)).to(tl.float32), mask=in_row)
+# Half of it either side of the middle: 2^±100 leaves products of 2^±26 in the range of fp32 and bf16.
+MAX_OCTAVES = tl.constexpr(200.0)
+# Rows of the vectors: w, u; and of a marked chunk dt, and a as the sum of two.
+VECTORS = tl.constexpr(5)
+# Of the factors: what a state is multiplied by to be added to w x, 2^m; after that, 2^{a_last − m}, or 0, which marks
+# the chunk; and a_last.
+FACTORS = tl.constexpr(3)
+_LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _log1p(e):
-    """log(1 + e) to full relative precision for small e ≥ 0: the rounding of 1 + e is divided out again."""
-    u = 1.0 + e
-    return tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
+def chunk_cumsum(
+    dt_ptrs, A_ptrs, dt_bias_ptrs, vectors_ptr, factors_ptr, offs_h, in_h, in_chunk, dt_low, dt_high,
+    SOFTPLUS: tl.constexpr, BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Fill the vectors and factors of some heads of one chunk.
+
+    dt_ptrs are (T, H) pointers, A_ptrs and dt_bias_ptrs (H,), the latter None where there is no bias; in_chunk (T, H)
+    and in_h (H,) say which exist. At vectors_ptr, (nheads, VECTORS, BLOCK_T) fp32: steps are zero past the end of the
+    chunk, and so are w and u of tokens beyond the range. At factors_ptr, (nheads, FACTORS) fp32. The sum is fp64: it
+    may be of thousands of octaves, of which differences count.
+    """
+    dt = tl.load(dt_ptrs, mask=in_chunk, other=0.0).to(tl.float32)  # (T, H)
+    if dt_bias_ptrs is not None:
+        dt += tl.load(dt_bias_ptrs, mask=in_h, other=0.0).to(tl.float32)[None, :]
+    if SOFTPLUS:
+        dt = softplus(dt)
+    dt = tl.where(dt < dt_low, dt_low, dt)  # comparisons, not minimum and maximum: a NaN stays
+    dt = tl.where(dt > dt_high, dt_high, dt)
+    dt = tl.where(in_chunk, dt, 0.0)
+    A = tl.load(A_ptrs, mask=in_h, other=0.0).to(tl.float64) * _LOG2E
+    dA = dt.to(tl.float64) * A[None, :]
+    a = tl.cumsum(dA, axis=0)
+
+    # All the way that a went, up and down: for steps and A of any sign no less than its range, and known at each token.
+    fits = tl.cumsum(tl.abs(dA).to(tl.float32), axis=0) <= MAX_OCTAVES
+    whole = tl.floor(a + 0.5)
+    rest = tl.where(fits, (a - whole).to(tl.float32), 0.0)
+    whole = tl.where(fits, whole.to(tl.float32), 0.0)
+    # 0 is in the range: there a state enters.
+    middle = tl.floor(0.5 * (tl.minimum(tl.min(whole, axis=0), 0.0) + tl.maximum(tl.max(whole, axis=0), 0.0)))
+    octaves = whole - middle[None, :]
+    w = tl.where(fits, dt * tl.exp2(-rest) * tl.exp2(-octaves), 0.0)
+    u = tl.where(fits, tl.exp2(rest) * tl.exp2(octaves), 0.0)
+    vector_ptrs = vectors_ptr + offs_h[None, :] * (VECTORS * BLOCK_T) + tl.arange(0, BLOCK_T)[:, None]
+    tl.store(vector_ptrs, w, mask=in_h[None, :])
+    tl.store(vector_ptrs + BLOCK_T, u, mask=in_h[None, :])
+
+    high = a.to(tl.float32)
+    is_last = tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1
+    factor_ptrs = factors_ptr + FACTORS * offs_h
+    tl.store(factor_ptrs, tl.exp2(middle), mask=in_h)
+    tl.store(factor_ptrs + 1, tl.sum(tl.where(is_last, u, 0.0), axis=0), mask=in_h)
+    tl.store(factor_ptrs + 2, tl.sum(tl.where(is_last, high, 0.0), axis=0), mask=in_h)
+
+    marked = tl.max(tl.where(fits, 0, 1), axis=0) == 1
+    in_marked = (in_h & marked)[None, :]
+    low = tl.where(in_marked, a - high.to(tl.float64), 0.0).to(tl.float32)
+    tl.store(vector_ptrs + 2 * BLOCK_T, dt, mask=in_marked)
+    tl.store(vector_ptrs + 3 * BLOCK_T, high, mask=in_marked)
+    tl.store(vector_ptrs + 4 * BLOCK_T, low, mask=in_marked)

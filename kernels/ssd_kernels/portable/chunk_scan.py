@@ -1,4 +1,6 @@
-"""Stage 5, the outputs of a chunk: y_i = e^{a_i} h C_i + Σ_{j≤i} CB_ij e^{a_i − a_j} dt_j x_j + D x_i.
+"""The walk over the chunks of each segment, the state in registers: outputs, final states, states at chunk ends.
+
+What is done with a chunk stands in :mod:`ssd_kernels.portable.walk`.
 
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 6. Reference: :mod:`ssd_kernels.chunked`.
 """
@@ -8,119 +10,188 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.launching import launch
+from ssd_kernels.portable.chunk_cumsum import FACTORS, VECTORS
 from ssd_kernels.portable.chunk_table import ChunkTable
 from ssd_kernels.portable.configs import chunk_scan_config, tile_size
-from ssd_kernels.portable.plan import CUT, Plan
-from ssd_kernels.portable.tiles import chunk_bounds, decay_between, dot
+from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
+from ssd_kernels.portable.prepare import Prepared
+from ssd_kernels.portable.tiles import count_chunks, load, segment_bounds
+from ssd_kernels.portable.walk import alike, factors, walk_chunk
 
 
 def chunk_scan(
-    x: Tensor, C: Tensor, D: Tensor | None, steps: Tensor, CB: Tensor, entering: Tensor | None, plan: Plan,
-    table: ChunkTable | None,
-) -> Tensor:  # fmt: skip
-    """y, (batch, seqlen, nheads, headdim) contiguous, of the dtype of x.
+    x: Tensor, B: Tensor, C: Tensor, D: Tensor | None, prepared: Prepared, initial_state: Tensor | None,
+    entering: Tensor | None, chunk_states: Tensor | None, plan: Plan, table: ChunkTable | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """y, (batch, seqlen, nheads, headdim) contiguous, of the dtype of x; and the final state.
 
     Args:
         x: (batch, seqlen, nheads, headdim), any strides.
-        C: (batch, seqlen, ngroups, d_state), any strides.
+        B: (batch, seqlen, ngroups, d_state), any strides.
+        C: as B.
         D: (nheads,) or (nheads, headdim), any strides; or None.
-        steps: (batch, nchunks, nheads, 3, chunk_size) fp32, from stage 1.
-        CB: (batch, nchunks, ngroups, chunk_size, chunk_size) fp32, from stage 2.
-        entering: (batch, nchunks, nheads, headdim, d_state) fp32, any strides: the states entering every chunk; or of
-            independent chunks (batch or nseqs, 1, nheads, headdim, d_state), those entering the first. The others start
-            from zero, as all do where it is None.
+        prepared: what is known of every chunk.
+        initial_state: (batch or nseqs, nheads, headdim, d_state) fp32, any strides; or None, zero.
+        entering: (segments, nheads, headdim, d_state) fp32 contiguous, the states that enter every segment but the
+            first of its sequence; or None, zero.
+        chunk_states: (batch, periods, nheads, headdim, d_state) fp32 contiguous, to be filled with the states after
+            every period; or None.
         plan: how the call is cut.
         table: where packed sequences are cut.
     """
-    sizes = plan.sizes
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    config = chunk_scan_config(x.dtype, plan.chunk_size, sizes.headdim, sizes.d_state, table is not None)
-    tiles = triton.cdiv(plan.chunk_size, config.block["BLOCK_T"])
-    entering_strides = (0,) * 5 if entering is None else entering.stride()
-    strides = (x.stride(), C.stride(), (0,) if D is None else D.stride(), entering_strides)
-    _chunk_scan_kernel[(sizes.batch * plan.nchunks * sizes.nheads * tiles,)](
-        x, C, D, steps, CB, entering, y,
-        strides, None if table is None else table.chunks, *plan.cut, sizes.nheads, sizes.ngroups,
-        FIRST_ONLY=plan.independent,
-        CHUNK=plan.chunk_size, HEADDIM=sizes.headdim, D_STATE=sizes.d_state,
-        BLOCK_P=tile_size(sizes.headdim), **config.kwargs,
+    final_state = torch.empty(plan.sizes.state_shape, dtype=torch.float32, device=x.device)
+    _launch(x, B, C, D, prepared, initial_state, entering, y, final_state, chunk_states, plan, table)
+    return y, final_state
+
+
+def segment_states(x: Tensor, B: Tensor, prepared: Prepared, plan: Plan, table: ChunkTable | None) -> Tensor:
+    """What every segment but the last of its sequence adds to the state, by the same walk from zero.
+
+    (segments, nheads, headdim, d_state) fp32, segments being those of all sequences.
+    """
+    sizes = plan.sizes
+    shape = (sizes.batch * plan.nsegments, *sizes.state_shape[1:])
+    states = torch.empty(shape, dtype=torch.float32, device=x.device)
+    _launch(x, B, B, None, prepared, None, None, None, states, None, plan, table)
+    return states
+
+
+def _launch(
+    x: Tensor, B: Tensor, C: Tensor, D: Tensor | None, prepared: Prepared, initial_state: Tensor | None,
+    entering: Tensor | None, y: Tensor | None, states: Tensor, chunk_states: Tensor | None, plan: Plan,
+    table: ChunkTable | None,
+) -> None:  # fmt: skip
+    sizes = plan.sizes
+    rows = sizes.batch * plan.nsegments
+    config = chunk_scan_config(
+        x.dtype, plan.chunk_size, sizes.headdim, sizes.d_state, rows * sizes.nheads, x.device,
+        every_state=chunk_states is not None,
     )  # fmt: skip
-    return y
+    row_blocks = triton.cdiv(sizes.nheads * triton.cdiv(sizes.headdim, config.block["BLOCK_P"]), config.block["TILES"])
+    strides = (
+        x.stride(), B.stride(), C.stride(), (0,) if D is None else D.stride(),
+        (0, 0, 0, 0) if initial_state is None else initial_state.stride(),
+    )  # fmt: skip
+    launch(
+        _chunk_scan_kernel, (rows * row_blocks,),
+        x, B, C, D, *prepared, initial_state, entering, y, states, chunk_states, strides,
+        None if table is None else table.segments, *plan.cut, *plan.segments,
+        0 if chunk_states is None else chunk_states.shape[1],
+        NHEADS=sizes.nheads, NGROUPS=sizes.ngroups, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, CHUNK=plan.chunk_size,
+        BLOCK_T=tile_size(plan.chunk_size), BLOCK_N=tile_size(sizes.d_state), **config.kwargs,
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*CUT, "nheads", "ngroups"])
+@triton.jit(do_not_specialize=[*CUT, *SEGMENTS, "nperiods"])
 def _chunk_scan_kernel(
-    x_ptr, C_ptr, D_ptr, steps_ptr, CB_ptr, entering_ptr, y_ptr, strides,
-    table_ptr, seqlen, period, chunks_per_period, nchunks, nheads, ngroups,
-    FIRST_ONLY: tl.constexpr, CHUNK: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    x_ptr, B_ptr, C_ptr, D_ptr, vectors_ptr, factors_ptr, CB_ptr, initial_ptr, entering_ptr,
+    y_ptr, states_ptr, chunk_states_ptr, strides, table_ptr,
+    seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods,
+    NHEADS: tl.constexpr, NGROUPS: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_T tokens of one head. Grid: (batch · nchunks · nheads · tiles,), tiles fastest.
+    """One program: TILES (one or two) tiles of BLOCK_P rows, each of channels of one head, over one segment.
 
-    `strides` are those of x, C, D and the entering states.
+    Grid: (batch · nsegments · row blocks,), row blocks fastest. Without y_ptr only the state at the end is made, of the
+    segments that another follows. `strides` are those of x, B, C, D and the initial state.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    TILES: tl.constexpr = (CHUNK + BLOCK_T - 1) // BLOCK_T
-    x_strides, C_strides, entering_strides = strides[0], strides[1], strides[3]
+    PARTS: tl.constexpr = (HEADDIM + BLOCK_P - 1) // BLOCK_P  # tiles of a head
+    STATE: tl.constexpr = HEADDIM * D_STATE
+    WITH_OUTPUTS: tl.constexpr = y_ptr is not None
+    x_strides, B_strides, C_strides, initial_strides = strides[0], strides[1], strides[2], strides[4]
+    row_blocks = tl.cdiv(NHEADS * PARTS, TILES)
     pid = tl.program_id(0)
-    row = (pid // TILES).to(tl.int64)  # (batch · nchunks) · nheads
-    head = row % nheads
-    chunk = row // nheads % nchunks
-    batch = row // nheads // nchunks
-    group = head // (nheads // ngroups)
-    first, stop = chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK)
-    if table_ptr is not None and first >= stop:
+    row = (pid // row_blocks).to(tl.int64)  # of all segments
+    sequence, first, stop, chunk, period_row, opens, closes = segment_bounds(
+        row, table_ptr, seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods
+    )
+    if sequence < 0:
         return
-    start = pid % TILES * BLOCK_T
-    offs_t = start + tl.arange(0, BLOCK_T)
-    offs_p = tl.arange(0, BLOCK_P).to(tl.int64)
-    in_t = first + offs_t < stop
-    in_p = offs_p < HEADDIM
-    steps_ptr += row * (3 * CHUNK)
-    high = tl.load(steps_ptr + CHUNK + offs_t, mask=in_t, other=0.0)
-    low = tl.load(steps_ptr + 2 * CHUNK + offs_t, mask=in_t, other=0.0)
+    if not WITH_OUTPUTS:  # noqa: SIM102 -- known when it is compiled, unlike the other
+        if closes:
+            return
+    batch = sequence
+    if table_ptr is not None:
+        batch = tl.zeros_like(sequence)
 
-    acc = tl.zeros((BLOCK_T, BLOCK_P), dtype=tl.float32)
+    offs_n = tl.arange(0, BLOCK_N).to(tl.int64)
+    offs_r = tl.arange(0, TILES * BLOCK_P)
+    first_tile = (pid % row_blocks * TILES).to(tl.int64)
+    # The heads of the tiles, which may be one; of one group.
+    head0, head1 = first_tile // PARTS, (first_tile + TILES - 1) // PARTS
+    in_tile1 = (offs_r >= BLOCK_P)[:, None]
+    head = tl.where(offs_r < BLOCK_P, head0, head1)
+    offs_p = (offs_r % BLOCK_P).to(tl.int64)
+    if PARTS > 1:
+        offs_p += (first_tile + offs_r // BLOCK_P) % PARTS * BLOCK_P
+    in_r = offs_p < HEADDIM
+    in_n = offs_n < D_STATE
+    group = head0 // (NHEADS // NGROUPS)
+    state_offs = (head * HEADDIM + offs_p)[:, None] * D_STATE + offs_n[None, :]
+    in_state = in_r[:, None] & in_n[None, :]
+
+    h = tl.zeros((TILES * BLOCK_P, BLOCK_N), dtype=tl.float32)
+    if initial_ptr is not None:
+        initial_ptrs = initial_ptr + sequence * initial_strides[0] + offs_n[None, :] * initial_strides[3]
+        initial_ptrs += (head * initial_strides[1] + offs_p * initial_strides[2])[:, None]
+        h += load(initial_ptrs, in_r & opens, in_n)
     if entering_ptr is not None:
-        sequence, entry = batch, chunk
-        if FIRST_ONLY and table_ptr is not None:
-            sequence = tl.load(table_ptr + 3 * chunk + 2)  # that the chunk is the first of, or −1
-            entry = tl.where(sequence < 0, chunk + 1, 0)
-        if not FIRST_ONLY or entry == 0:
-            C_ptrs = C_ptr + batch * C_strides[0] + group * C_strides[2] + (first + offs_t)[:, None] * C_strides[1]
-            h_ptrs = entering_ptr + sequence * entering_strides[0] + entry * entering_strides[1]
-            h_ptrs += head * entering_strides[2] + offs_p[None, :] * entering_strides[3]
-            for n in tl.static_range(0, D_STATE, BLOCK_N):
-                offs_n = (n + tl.arange(0, BLOCK_N)).to(tl.int64)
-                in_C = in_t[:, None] & (offs_n < D_STATE)[None, :]
-                in_h = in_p[None, :] & (offs_n < D_STATE)[:, None]
-                C = tl.load(C_ptrs + offs_n[None, :] * C_strides[3], mask=in_C, other=0.0)  # (T, N)
-                h = tl.load(h_ptrs + offs_n[:, None] * entering_strides[4], mask=in_h, other=0.0)  # (N, P)
-                acc = dot(C, h, acc, DTYPE)
-            acc *= tl.exp(high)[:, None]
-
-    x_base = x_ptr + batch * x_strides[0] + head * x_strides[2] + offs_p[None, :] * x_strides[3]
-    CB_base = CB_ptr + ((batch * nchunks + chunk) * ngroups + group) * (CHUNK * CHUNK) + offs_t[:, None] * CHUNK
-    for s in range(0, tl.minimum(start + BLOCK_T, CHUNK), BLOCK_S):
-        offs_s = s + tl.arange(0, BLOCK_S)
-        in_s = first + offs_s < stop
-        causal = (offs_t[:, None] >= offs_s[None, :]) & in_t[:, None] & in_s[None, :]
-        CB = tl.load(CB_base + offs_s[None, :], mask=causal, other=0.0)
-        step_s = tl.load(steps_ptr + offs_s, mask=in_s, other=0.0)
-        high_s = tl.load(steps_ptr + CHUNK + offs_s, mask=in_s, other=0.0)
-        low_s = tl.load(steps_ptr + 2 * CHUNK + offs_s, mask=in_s, other=0.0)
-        decay = decay_between(high[:, None], low[:, None], high_s[None, :], low_s[None, :], causal)
-        weight = tl.where(causal, CB * decay * step_s[None, :], 0.0)
-        x = tl.load(x_base + (first + offs_s)[:, None] * x_strides[1], mask=in_s[:, None] & in_p[None, :], other=0.0)
-        acc = dot(weight, x, acc, DTYPE)
-
-    in_y = in_t[:, None] & in_p[None, :]
+        h += load(entering_ptr + row * NHEADS * STATE + state_offs, in_r & (not opens), in_n)
+    D = None
     if D_ptr is not None:
-        x = tl.load(x_base + (first + offs_t)[:, None] * x_strides[1], mask=in_y, other=0.0)
-        if len(strides[2]) == 1:
-            acc += tl.load(D_ptr + head * strides[2][0]).to(tl.float32) * x.to(tl.float32)
+        if len(strides[3]) == 2:
+            D_ptrs = D_ptr + head * strides[3][0] + offs_p * strides[3][1]
+            D = tl.load(D_ptrs, mask=in_r, other=0.0).to(tl.float32)[None, :]
         else:
-            D = tl.load(D_ptr + head * strides[2][0] + offs_p * strides[2][1], mask=in_p, other=0.0)
-            acc += D.to(tl.float32)[None, :] * x.to(tl.float32)
-    y_ptrs = y_ptr + ((batch * seqlen + first + offs_t)[:, None] * nheads + head) * HEADDIM + offs_p[None, :]
-    tl.store(y_ptrs, acc.to(DTYPE), mask=in_y)
+            D0, D1 = tl.load(D_ptr + head0 * strides[3][0]), tl.load(D_ptr + head1 * strides[3][0])
+            D = tl.where(offs_r < BLOCK_P, D0, D1).to(tl.float32)[None, :]
+    x_ptrs = x_ptr + batch * x_strides[0] + head * x_strides[2] + offs_p * x_strides[3]
+    B_ptrs = B_ptr + batch * B_strides[0] + group * B_strides[2] + offs_n[None, :] * B_strides[3]
+    C_ptrs = C_ptr + batch * C_strides[0] + group * C_strides[2] + offs_n[:, None] * C_strides[3]
+    y_ptrs = None
+    if WITH_OUTPUTS:
+        y_ptrs = y_ptr + batch * seqlen * NHEADS * HEADDIM + (head * HEADDIM + offs_p)[None, :]
+    token_strides = (x_strides[1], B_strides[1], C_strides[1], NHEADS * HEADDIM)
+    CB_ptr += group * (BLOCK_T * BLOCK_T)
+    vectors_ptrs = (vectors_ptr + head0 * (VECTORS * BLOCK_T), vectors_ptr + head1 * (VECTORS * BLOCK_T))
+    factors_ptrs = (factors_ptr + head0 * FACTORS, factors_ptr + head1 * FACTORS)
+    # In few registers: of tokens and chunks there are fewer than 2³¹; their offsets are int64 again.
+    chunk, first, stop = chunk.to(tl.int32), first.to(tl.int32), stop.to(tl.int32)
+    period_stop = first + period
+    last = chunk + count_chunks(stop - first, period, chunks_per_period, CHUNK).to(tl.int32)
+    while chunk < last:
+        # As far as no chunk is marked, then as far as all are: loops without a branch, which can be pipelined.
+        for MARKED in tl.static_range(2):
+            run = alike(MARKED, factors_ptrs, chunk, NHEADS, last - chunk, TILES)
+            enter, leave = factors(in_tile1, factors_ptrs, chunk, NHEADS, TILES)
+            for _ in tl.range(0, run, num_stages=1 if MARKED else None):
+                chunk_stop = first + tl.minimum(stop - first, CHUNK)
+                if chunk_states_ptr is not None:
+                    chunk_stop = tl.minimum(chunk_stop, period_stop)
+                # What a single number says of a chunk is read a chunk ahead, so that nothing waits for it.
+                next_enter, next_leave = factors(in_tile1, factors_ptrs, chunk + 1, NHEADS, TILES)
+                CB_offset = chunk.to(tl.int64) * (NGROUPS * BLOCK_T * BLOCK_T)
+                vectors_offset = chunk.to(tl.int64) * (NHEADS * VECTORS * BLOCK_T)
+                h = walk_chunk(
+                    h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs, vectors_ptrs,
+                    vectors_offset, first, chunk_stop, in_r, in_n, in_tile1, token_strides,
+                    DTYPE, BLOCK_T, TILES, MARKED,
+                )  # fmt: skip
+                if chunk_states_ptr is not None:
+                    ends = (chunk_stop == period_stop) | (chunk_stop == stop)
+                    has_row = (table_ptr is None) | (period_row < nperiods)
+                    chunk_state_ptrs = chunk_states_ptr + period_row * NHEADS * STATE + state_offs
+                    tl.store(chunk_state_ptrs, h, mask=in_state & ends & has_row)
+                    period_row += ends.to(tl.int64)
+                    period_stop += tl.where(ends, period, 0)
+                first = chunk_stop
+                chunk += 1
+                enter, leave = next_enter, next_leave
+    if WITH_OUTPUTS:
+        if closes:
+            tl.store(states_ptr + sequence * NHEADS * STATE + state_offs, h, mask=in_state)
+    else:
+        tl.store(states_ptr + row * NHEADS * STATE + state_offs, h, mask=in_state)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ssd_kernels.portable.device import holds_three_stages, multiprocessors
 from ssd_kernels.portable.pinned import pinned
 
 
@@ -46,8 +47,7 @@ def tuned(kernel: str) -> Callable[[Callable[..., Config]], Callable[..., Config
 
 
 CHUNK_TABLE = Config(block={"BLOCK": 256}, num_warps=1)
-CHUNK_CUMSUM = Config(block={"BLOCK_H": 1}, num_warps=4)
-STATE_PASSING = Config(block={"BLOCK": 2048}, num_warps=1, num_stages=3)
+STATE_PASSING = Config(block={"BLOCK": 1024, "BLOCK_C": 128}, num_warps=4)
 
 CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_warps=1)
 # The search for the sequence of a program's first token keeps registers that wide rows would spill.
@@ -55,6 +55,12 @@ CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 64, "ROWS": 8, "BLOCK_C": 256}, 
 CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 128}, num_warps=4)
 
 MAX_CONV_WIDTH = 4  # taps
+# Tokens of a chunk of the scan's: the (chunk, chunk) products grow with its square, and the decay inside one should
+# stay within the range of fp32.
+MAX_CHUNK = 64
+# Tokens of a sequence that one program may still walk whole. Of a longer one some heads have hundreds of marked chunks,
+# which a walk takes one after another while other heads' multiprocessors are idle.
+LONG = 65536
 
 
 def causal_conv1d_config(packed: bool = False) -> Config:
@@ -95,32 +101,63 @@ def _pinned(kernel: str, *sizes: int | str) -> Config | None:
     return None if entry is None else Config(**entry)
 
 
-def bmm_chunk_config(dtype: torch.dtype, chunk_size: int) -> Config:
-    """BLOCK_T: the side of a tile of CB."""
-    side = 32 if dtype == torch.float32 else 64
-    return Config(block={"BLOCK_T": min(side, tile_size(chunk_size))}, num_warps=4)
+def segment_size(nheads: int, headdim: int, long: bool = False) -> int:
+    """Tokens that one program walks: fewer where the heads of one sequence do not fill half the chip, else all.
+
+    Of a sequence of more than :data:`LONG` tokens never all. By the model's shape and the sequence's own length alone,
+    so that a sequence has the same bits whatever shares the call with it.
+    """
+    programs = nheads * -(-headdim // 64)
+    if programs > 64:  # the states between segments take memory, and shorter ones more of it
+        return 16384 if long else 1 << 24
+    return 4096 if programs > 32 else 2048
 
 
-def chunk_state_config(dtype: torch.dtype, headdim: int) -> Config:
-    """BLOCK_T: tokens reduced at once."""
-    block_t = 16 if dtype == torch.float32 else 32
-    return Config(block={"BLOCK_T": block_t}, num_warps=_warps(dtype, headdim), num_stages=3)
+def max_chunk(dtype: torch.dtype, d_state: int) -> int:
+    """Tokens worked on at once. In fp32, whose products run without tensor cores, as many as registers allow."""
+    if dtype != torch.float32:
+        return MAX_CHUNK
+    return MAX_CHUNK // 2 if d_state <= 128 else MAX_CHUNK // 4
+
+
+def prepare_config(dtype: torch.dtype, d_state: int) -> Config:
+    """BLOCK_H: heads at once; BLOCK_N: of the state, at once."""
+    block_n = 16 if dtype == torch.float32 else min(tile_size(d_state), 128)
+    return Config(block={"BLOCK_H": 16, "BLOCK_N": block_n}, num_warps=8, num_stages=1)
 
 
 @tuned("chunk_scan")
-def chunk_scan_config(dtype: torch.dtype, chunk_size: int, headdim: int, d_state: int, packed: bool) -> Config:
-    """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once; BLOCK_N: of the state, at once."""
-    rows, columns = (32, 16) if dtype == torch.float32 else (64, 32)
-    size = tile_size(chunk_size)
-    many_registers = dtype == torch.float32 and (packed or headdim > 64)
-    block_n = min(tile_size(d_state), 32 if many_registers else 64)
-    block = {"BLOCK_T": min(rows, size), "BLOCK_S": min(columns, size), "BLOCK_N": block_n}
-    return Config(block=block, num_warps=_warps(dtype, headdim), num_stages=1)
+def chunk_scan_config(
+    dtype: torch.dtype, chunk: int, headdim: int, d_state: int, heads: int, device: torch.device,
+    every_state: bool = False,
+) -> Config:  # fmt: skip
+    """BLOCK_P: rows of a tile, all of one head; TILES: tiles of a program, all of one group.
 
-
-def _warps(dtype: torch.dtype, headdim: int) -> int:
-    """Enough for a tile as wide as a head to stay in registers; fp32 products run without tensor cores."""
-    return 8 if dtype == torch.float32 and headdim > 64 else 4
+    Args:
+        dtype: of x.
+        chunk: tokens worked on at once; the rule is the same for any, an entry of the table is not.
+        headdim: channels of a head.
+        d_state: width of the state.
+        heads: of all segments of the call.
+        device: that the scan runs on.
+        every_state: whether states are written chunk by chunk.
+    """
+    # Tiles of 32 rows where registers would not do for 64: wide states, and states written chunk by chunk; and where
+    # they waste fewer.
+    wide = dtype != torch.bfloat16 or d_state > 128 or every_state or headdim % 64 != 0
+    rows = min(tile_size(headdim), 32 if wide else 64)
+    if dtype == torch.float32 and d_state > 128:
+        rows = 16
+    warps = 4 if dtype == torch.bfloat16 and 32 < d_state <= 128 else 8
+    # Two stages of a wide state take more shared memory than a small device has.
+    stages = 1 if dtype == torch.float32 or (d_state > 128 and not holds_three_stages(device)) else 2
+    # A program that has a multiprocessor to itself has to hide by itself how long its loads take. In fp16, for its
+    # registers, every one has.
+    alone = dtype == torch.float16 or heads * -(-headdim // rows) <= multiprocessors(device)
+    spare = stages == 2 and d_state <= 128 and not every_state and holds_three_stages(device)
+    if alone and spare:
+        stages = 3
+    return Config(block={"BLOCK_P": rows, "TILES": 1}, num_warps=warps, num_stages=stages)
 
 
 def tile_size(size: int) -> int:

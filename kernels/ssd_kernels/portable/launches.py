@@ -15,7 +15,7 @@ from ssd_kernels.portable import configs
 from ssd_kernels.portable.causal_conv1d import expect_width
 from ssd_kernels.portable.configs import Config
 from ssd_kernels.portable.gated_rms_norm import expect_three_rows
-from ssd_kernels.portable.plan import MAX_CHUNK, Plan
+from ssd_kernels.portable.plan import Plan
 
 Launch = tuple[str, Config, str]
 
@@ -27,18 +27,26 @@ def _ssd(
     sizes = Sizes.of(x, B, cu_seqlens)
     if sizes.batch == 0 or sizes.seqlen == 0:
         return
-    chunk = Plan(sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=return_chunk_states).chunk_size
-    cut = f"chunks of {chunk}" if chunk == chunk_size else f"chunk_size {chunk_size} in chunks of {MAX_CHUNK}"
-    packed = cu_seqlens is not None
-    if packed:
+    longest = configs.max_chunk(x.dtype, sizes.d_state)
+    plan = Plan(
+        sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=return_chunk_states, max_chunk=longest
+    )
+    chunk = plan.chunk_size
+    cut = f"chunks of {chunk}" if chunk == chunk_size else f"chunk_size {chunk_size} in chunks of {longest}"
+    if cu_seqlens is not None:
         yield "_chunk_table_kernel", configs.CHUNK_TABLE, "cu_seqlens given: where chunks lie is found on the device"
-    yield "_chunk_cumsum_kernel", configs.CHUNK_CUMSUM, f"steps and decays, {cut}"
-    yield "_chunk_state_kernel", configs.chunk_state_config(x.dtype, sizes.headdim), _by(x, headdim=sizes.headdim)
-    yield "_state_passing_kernel", configs.STATE_PASSING, f"carry {carry!r}"
-    yield "_bmm_chunk_kernel", configs.bmm_chunk_config(x.dtype, chunk), _by(x, chunk=chunk)
-    shape = {"chunk": chunk, "headdim": sizes.headdim, "d_state": sizes.d_state, "packed": packed}
-    scan = configs.chunk_scan_config(x.dtype, chunk, sizes.headdim, sizes.d_state, packed)
-    yield "_chunk_scan_kernel", scan, _by(x, **shape)
+    prepare = configs.prepare_config(x.dtype, sizes.d_state)
+    yield "_prepare_kernel", prepare, f"steps, decays and products C·B, {cut}"
+    heads = sizes.batch * plan.nsegments * sizes.nheads
+    of_scan = (x.dtype, chunk, sizes.headdim, sizes.d_state, heads, x.device)
+    scan = configs.chunk_scan_config(*of_scan, every_state=return_chunk_states)
+    shape = {"headdim": sizes.headdim, "d_state": sizes.d_state, "heads of all segments": heads}
+    if plan.several_segments and not plan.independent:
+        few, long = f"{sizes.nheads} heads do not fill the device", f"of sequences of more than {configs.LONG} tokens"
+        segments = f"segments of {plan.shortest_segment}, {few if plan.usual_segment < configs.LONG else long}"
+        yield "_chunk_scan_kernel", configs.chunk_scan_config(*of_scan), f"states of {segments}"
+        yield "_state_passing_kernel", configs.STATE_PASSING, segments
+    yield "_chunk_scan_kernel", scan, f"carry {carry!r}, {_by(x, **shape)}"
 
 
 def _causal_conv1d(

@@ -1,4 +1,4 @@
-"""The five stages as one torch operator, `ssd_kernels::ssd_scan`, that torch.compile takes whole."""
+"""The stages as one torch operator, `ssd_kernels::ssd_scan`, that torch.compile takes whole."""
 
 import math
 
@@ -6,12 +6,11 @@ from torch import Tensor
 
 from ssd_kernels.interface import Sizes
 from ssd_kernels.library import device_of, expect_runnable
-from ssd_kernels.portable.bmm_chunk import bmm_chunk
-from ssd_kernels.portable.chunk_cumsum import chunk_cumsum
-from ssd_kernels.portable.chunk_scan import chunk_scan
-from ssd_kernels.portable.chunk_state import chunk_state
+from ssd_kernels.portable.chunk_scan import chunk_scan, segment_states
 from ssd_kernels.portable.chunk_table import chunk_table
+from ssd_kernels.portable.configs import max_chunk
 from ssd_kernels.portable.plan import Plan
+from ssd_kernels.portable.prepare import prepare
 from ssd_kernels.portable.state_passing import state_passing
 from ssd_kernels.scan_operator import call_scan, define_scan, empty_chunk_states, unchanged
 
@@ -61,22 +60,23 @@ def _ssd_scan(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """`nchunk_states` rows of states after chunks, none if they are not wanted."""
     sizes = Sizes.of(x, B, cu_seqlens)
-    plan = Plan(sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=nchunk_states > 0)
+    plan = Plan(
+        sizes=sizes, asked_chunk_size=chunk_size, carry=carry, every_state=nchunk_states > 0,
+        max_chunk=max_chunk(x.dtype, sizes.d_state),
+    )  # fmt: skip
     chunk_states = empty_chunk_states(x, sizes, nchunk_states)
     if sizes.batch == 0 or sizes.seqlen == 0:
         y, final_state, _ = unchanged(x, initial_state, sizes)
         return y, final_state, chunk_states
     with device_of(x):
         table = None if cu_seqlens is None else chunk_table(cu_seqlens, plan)
-        steps = chunk_cumsum(dt, A, dt_bias, dt_softplus, (dt_low, dt_high), plan, table)
-        states = chunk_state(x, B, steps, plan, table)
+        prepared = prepare(dt, A, B, C, dt_bias, dt_softplus, (dt_low, dt_high), plan, table)
+        entering = None
+        if plan.several_segments and not plan.independent:
+            entering = segment_states(x, B, prepared, plan, table)
+            state_passing(entering, prepared, initial_state, plan, table)
         every = chunk_states if plan.every_state else None
-        final_state = state_passing(states, steps, initial_state, every, plan, table)
-        if not plan.independent:
-            entering: Tensor | None = states
-        else:
-            entering = None if initial_state is None else initial_state[:, None]
-        y = chunk_scan(x, C, D, steps, bmm_chunk(B, C, plan, table), entering, plan, table)
+        y, final_state = chunk_scan(x, B, C, D, prepared, initial_state, entering, every, plan, table)
     return y, final_state, chunk_states
 
 

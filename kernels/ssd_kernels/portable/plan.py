@@ -1,23 +1,26 @@
-"""How one call is cut into chunks: decided once on the host, read by every stage."""
+"""How one call is cut: into segments that a program walks, and these into chunks. Decided once on the host."""
 
+import math
 from dataclasses import dataclass
 
 from ssd_kernels.interface import Sizes
-
-# A longer chunk is worked on in pieces of this many tokens: the (chunk, chunk) products grow with its square.
-MAX_CHUNK = 256
+from ssd_kernels.portable.configs import LONG, MAX_CHUNK, segment_size
 
 # The arguments by which a kernel learns the cut. Not specialised, or every new length would compile anew.
 CUT = ("seqlen", "period", "chunks_per_period", "nchunks")
+SEGMENTS = ("segment", "nsegments")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cut of a (batch, seqlen) call into chunks that the kernels work on.
+    """The cut of a (batch, seqlen) call into what the kernels work on.
 
-    With `carry="none"` the state restarts at every multiple of the caller's chunk_size. A chunk never crosses such a
-    restart, but a long chunk of the caller's may be several of ours, which then do pass their states on. Where the
-    states after the caller's chunks are wanted, the cut is the same, and only the restarts are not.
+    A segment is what one program walks from its first token to its last, the state in registers. With `carry="none"` it
+    is a chunk of the caller's, and starts from zero. Otherwise it is as long as the model's shape and the sequence's
+    own length say, and nothing else, so that a sequence is cut alike alone, in a batch and packed; its state comes from
+    the segment before.
+
+    A segment is cut into periods, where states are wanted, and a period into chunks of at most `max_chunk` tokens.
 
     Packed sequences are each cut from their own start. Where, stands in a table made on the device, with as many
     entries as sequences of any lengths could need; see :mod:`ssd_kernels.portable.chunk_table`.
@@ -27,16 +30,65 @@ class Plan:
     asked_chunk_size: int
     carry: str
     every_state: bool = False  # whether the states after the caller's chunks are wanted
+    max_chunk: int = MAX_CHUNK
 
     @property
     def chunk_size(self) -> int:
-        """Tokens in a chunk of the kernels' (the last before a restart may be shorter)."""
-        return min(self.asked_chunk_size, MAX_CHUNK)
+        """Tokens in a chunk of the kernels' (the last of a period may be shorter)."""
+        return min(self.asked_chunk_size, self.max_chunk)
+
+    @property
+    def independent(self) -> bool:
+        """Whether no segment needs the state of another."""
+        return self.carry == "none"
+
+    @property
+    def segment(self) -> int:
+        """Tokens in a segment (the last of a sequence may be shorter): a multiple of the caller's chunk_size.
+
+        Of packed sequences, in a segment of one that is not long.
+        """
+        return self.usual_segment if self.sizes.nseqs is not None else self.shortest_segment
+
+    @property
+    def long_segment(self) -> int:
+        """Tokens in a segment of a long sequence: also a multiple of the kernels' chunk_size, where it is not a period.
+
+        So a period need not end with it, and is the same for packed sequences that are long and those that are not.
+        """
+        of = self.sizes.nheads, self.sizes.headdim
+        if self.independent or segment_size(*of, long=True) == segment_size(*of):
+            return self.usual_segment
+        return _multiple(segment_size(*of, long=True), math.lcm(self.asked_chunk_size, self.chunk_size))
+
+    @property
+    def usual_segment(self) -> int:
+        """Of a sequence that is not long."""
+        if self.independent:
+            return self.asked_chunk_size
+        return _multiple(segment_size(self.sizes.nheads, self.sizes.headdim), self.asked_chunk_size)
+
+    @property
+    def shortest_segment(self) -> int:
+        """Of a sequence as long as all of the call's tokens, or of which that is the most."""
+        return self.long_segment if self.sizes.seqlen > LONG else self.usual_segment
+
+    @property
+    def nsegments(self) -> int:
+        """Segments of a sequence; or room for those of all packed sequences, of which an empty one has one too."""
+        if self.sizes.nseqs is None:
+            return -(-self.sizes.seqlen // self.segment)
+        return self.sizes.nseqs + max(self.sizes.seqlen - 1, 0) // self.shortest_segment
+
+    @property
+    def several_segments(self) -> bool:
+        """Whether a sequence may have more than one."""
+        return self.sizes.seqlen > self.shortest_segment
 
     @property
     def period(self) -> int:
-        """Tokens between two places where the state restarts or is wanted."""
-        return self.asked_chunk_size if self.carry == "none" or self.every_state else max(self.sizes.seqlen, 1)
+        """Tokens between two places where the state is wanted: a segment, or a chunk of the caller's."""
+        return self.asked_chunk_size if self.every_state else self.segment
 
     @property
     def chunks_per_period(self) -> int:
@@ -50,16 +102,10 @@ class Plan:
         if self.sizes.nseqs is None:
             whole, rest = divmod(seqlen, self.period)
             return whole * self.chunks_per_period + -(-rest // self.chunk_size)
+        # Of each sequence, and of each period, one chunk may not be whole.
         not_empty = min(self.sizes.nseqs, seqlen)
-        periods = (seqlen + not_empty * (self.period - 1)) // self.period  # of each, one may not be whole
-        return (seqlen + periods * (self.chunk_size - 1)) // self.chunk_size
-
-    @property
-    def nstates(self) -> int:
-        """States that are computed of each batch row: of all chunks, or of the last of each sequence."""
-        if self.last_only:
-            return 1 if self.sizes.nseqs is None else self.sizes.nseqs
-        return self.nchunks
+        whole = (seqlen // self.period) * (self.period % self.chunk_size > 0)
+        return (seqlen + (not_empty + whole) * (self.chunk_size - 1)) // self.chunk_size
 
     @property
     def cut(self) -> tuple[int, int, int, int]:
@@ -67,11 +113,11 @@ class Plan:
         return (self.sizes.seqlen, self.period, self.chunks_per_period, self.nchunks)
 
     @property
-    def independent(self) -> bool:
-        """Whether no chunk needs the state of another."""
-        return self.carry == "none" and self.chunks_per_period == 1
+    def segments(self) -> tuple[int, int]:
+        """What the kernels that walk segments read besides, in the order of :data:`SEGMENTS`."""
+        return (self.segment, self.nsegments)
 
-    @property
-    def last_only(self) -> bool:
-        """Whether only the last chunk's state is computed at all."""
-        return self.independent and not self.every_state
+
+def _multiple(size: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is at least `size`."""
+    return -(-size // unit) * unit

@@ -1,4 +1,4 @@
-"""What several stages share: the bounds of a chunk, decays, and matrix products that keep their operands in range."""
+"""What several kernels share: where a chunk and a segment lie, and products that keep their operands in range."""
 
 import triton
 import triton.language as tl
@@ -11,8 +11,8 @@ def chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK: tl.
     Not before the first where an entry of the table is not used.
     """
     if table_ptr is not None:
-        first = tl.load(table_ptr + 3 * chunk)
-        stop = tl.load(table_ptr + 3 * chunk + 1)
+        first = tl.load(table_ptr + 2 * chunk)
+        stop = tl.load(table_ptr + 2 * chunk + 1)
     else:
         first, stop = cut_chunk(chunk, seqlen, period, chunks_per_period, CHUNK)
     return first, stop
@@ -21,19 +21,58 @@ def chunk_bounds(chunk, table_ptr, seqlen, period, chunks_per_period, CHUNK: tl.
 @triton.jit
 def cut_chunk(chunk, seqlen, period, chunks_per_period, CHUNK: tl.constexpr):
     """The bounds of a chunk of one sequence; it ends with its period at the latest."""
-    restart = chunk // chunks_per_period * period
-    first = restart + chunk % chunks_per_period * CHUNK
-    stop = tl.minimum(tl.minimum(first + CHUNK, restart + period), seqlen)
+    start = chunk // chunks_per_period * period
+    first = start + chunk % chunks_per_period * CHUNK
+    stop = tl.minimum(tl.minimum(first + CHUNK, start + period), seqlen)
     return first, stop
 
 
 @triton.jit
-def decay_between(high_to, low_to, high_from, low_from, mask):
-    """exp(a_to − a_from), a as a pair of fp32 numbers, so that two large sums may cancel without loss.
+def segment_bounds(row, table_ptr, seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods):
+    """Where a segment lies: of row `row` of all segments of the batch, or of the table of packed sequences.
 
-    Masked before the exponential: above the diagonal it would overflow.
+    Its sequence, or −1 where an entry of the table is not used; its first token and one past its last; its first chunk,
+    of all of the batch; its first period, of all, `nperiods` of a sequence; and whether it is the first of
+    its sequence, and the last.
     """
-    return tl.exp(tl.where(mask, (high_to - high_from) + (low_to - low_from), 0.0))
+    if table_ptr is not None:
+        entry = table_ptr + 6 * row
+        sequence = tl.load(entry)
+        first = tl.load(entry + 1)
+        stop = tl.load(entry + 2)
+        chunk = tl.load(entry + 3)
+        first_period = tl.load(entry + 4)
+        edges = tl.load(entry + 5)
+        opens, closes = edges % 2 == 1, edges >= 2
+    else:
+        sequence = row // nsegments
+        index = row % nsegments
+        first = index * segment
+        stop = tl.minimum(first + segment, seqlen)
+        first_period = index * (segment // period)
+        chunk = sequence * nchunks + first_period * chunks_per_period
+        first_period += sequence * nperiods
+        opens, closes = index == 0, index == nsegments - 1
+    return sequence, first, stop, chunk, first_period, opens, closes
+
+
+@triton.jit
+def count_chunks(tokens, period, chunks_per_period, CHUNK: tl.constexpr):
+    """Chunks in that many tokens, counted from the start of a period."""
+    return tokens // period * chunks_per_period + tl.cdiv(tokens % period, CHUNK)
+
+
+@triton.jit
+def load(ptrs, in_rows, in_columns):
+    """A tile, zero outside."""
+    return tl.load(ptrs, mask=in_rows[:, None] & in_columns[None, :], other=0.0)
+
+
+@triton.jit
+def exp2_of_sum(high, low):
+    """2^(high + low) to full relative precision: whole octaves apart, which are exact, so that none is rounded off."""
+    octaves = tl.floor(high + 0.5)
+    return tl.exp2((high - octaves) + low) * tl.exp2(octaves)
 
 
 @triton.jit
