@@ -168,17 +168,41 @@ def sized(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "consumers", "segments"),
+    ("changes", "consumers", "segments", "pieces"),
     [
-        ({"seqlen": 1024}, 1, 1), ({}, 1, 1), ({"seqlen": 32768}, 2, 2), ({"seqlen": 131072}, 2, 2),
-        ({"batch": 8, "seqlen": 2048}, 2, 1), ({"batch": 32, "seqlen": 1024}, 2, 1),
-        ({"batch": 8, "nheads": 3}, 1, 5),
+        ({"seqlen": 1024}, 1, 1, 1), ({"seqlen": 2048}, 1, 1, 1), ({}, 1, 1, 1), ({"seqlen": 16384}, 1, 1, 1),
+        ({"batch": 8, "seqlen": 2048}, 2, 1, 1), ({"batch": 32, "seqlen": 1024}, 2, 1, 1),
+        ({"batch": 16, "seqlen": 1024}, 2, 1, 1), ({"seqlen": 16384, "nseqs": 16}, 2, 1, 1),
+        ({"nheads": 24}, 2, 11, 1), ({"nheads": 48}, 2, 4, 2), ({"nheads": 80}, 2, 3, 2),
     ],
     ids=str,
 )  # fmt: skip
-def test_the_configuration_is_the_one_that_was_measured_to_be_best(changes, consumers, segments):
-    chosen = scan_config(sized(**changes), None, 132)
-    assert (chosen.consumers, chosen.cut.segments) == (consumers, segments)
+def test_the_configuration_is_the_one_that_was_measured_to_be_best(changes, consumers, segments, pieces):
+    assert asked(sized(**changes), None) == (consumers, segments, pieces)
+
+
+@pytest.mark.parametrize("seqlen", [32768, 131072])
+def test_segments_have_many_pieces_where_few_are_as_fast_only_if_every_head_forgets_soon(seqlen):
+    assert asked(sized(seqlen=seqlen), None) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 8])
+@pytest.mark.parametrize("nheads", [24, 48, 80, 128])
+def test_segments_that_need_states_are_all_on_the_gpu_at_once(batch, nheads):
+    for seqlen in (2048, 8192, 65536):
+        consumers, segments, _ = asked(sized(batch=batch, nheads=nheads, seqlen=seqlen), None)
+        assert segments == 1 or batch * nheads // consumers * segments <= 132
+
+
+@pytest.mark.parametrize("period", [1, 4])
+def test_where_the_state_restarts_the_cut_is_the_one_that_was_measured_to_be_best(period):
+    assert asked(BAMBA, period) == (2, 2, 1)
+
+
+def asked(sizes, period):
+    """Consumers, segments and pieces of a segment."""
+    chosen = scan_config(sizes, period, 132)
+    return chosen.consumers, chosen.cut.segments, chosen.cut.pieces_of_segment
 
 
 @pytest.mark.parametrize("seqlen", [1, 64, 1000, 8192, 131072])

@@ -126,13 +126,18 @@ def test_without_a_gpu_it_says_what_it_needs(capsys):
 
 
 @pytest.mark.parametrize("period", [None, 4])
-@pytest.mark.parametrize("shape", [*tune_scans.SHAPES, (1, 131072)], ids=lambda shape: "x".join(map(str, shape)))
-def test_what_the_rule_takes_for_a_hopper_scan_is_among_the_candidates(shape, period):
-    sizes = Sizes(batch=shape[0], seqlen=shape[1], nheads=128, headdim=64, ngroups=1, d_state=128)
-    chosen = hopper.entry_of(hopper.scan_config(sizes, period, 132))
-    candidates = hopper.scan_candidates(sizes, period)
-    assert chosen in candidates
-    assert len({json.dumps(each, sort_keys=True) for each in candidates}) == len(candidates)
+@pytest.mark.parametrize("nheads", [24, 48, 80, 112, 128])
+def test_what_the_rule_takes_for_a_hopper_scan_is_among_the_candidates(nheads, period):
+    lengths = [(1, seqlen * 1024) for seqlen in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)]
+    for batch, seqlen in [*tune_scans.SHAPES, *lengths]:
+        sizes = Sizes(batch=batch, seqlen=seqlen, nheads=nheads, headdim=64, ngroups=1, d_state=128)
+        chosen = hopper.entry_of(hopper.scan_config(sizes, period, 132))
+        candidates = hopper.scan_candidates(sizes, period)
+        assert chosen in candidates, sizes
+        assert len({json.dumps(each, sort_keys=True) for each in candidates}) == len(candidates)
+
+
+def test_the_pinned_configuration_of_the_hopper_preparation_is_among_the_candidates():
     assert vars(hopper.prepare_config()) in hopper.prepare_candidates()
 
 

@@ -4,8 +4,8 @@ Chosen on an H200; `docs/kernel_log.md` has the measurements. An entry of `ssd_k
 first: of "hopper_prepare", or of "hopper_scan" for sizes as :func:`size_class` gives them.
 """
 
+import dataclasses
 import functools
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,11 +104,15 @@ class ScanConfig:
 _TILES = {(64, 1): (5, 1), (64, 2): (4, 1), (128, 1): (4, 1), (128, 2): (3, 1)}
 D_STATES = tuple(sorted({d_state for d_state, _ in _TILES}))
 
-# Microseconds on an H200, at full load: of a chunk, by consumers; of filling the stages; of a launch of the states
-# before segments and of a chunk in it. A cut has to gain three hundredths.
-_CHUNK_TIME = {1: 1.0, 2: 1.55}
-_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.97
-_MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 4, 16
+# Microseconds on an H200. A program of the scan: a chunk, by consumers; filling the stages. The states before segments:
+# their launch; a chunk of the longest program, which waits for each.
+_CHUNK_TIME, _FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME = {1: 0.86, 2: 1.42}, 3.0, 10.0, 1.0
+# Chunks before a token that matter to it even in the slowest heads of a freshly initialised layer.
+_REMEMBERED = 48
+_WORTHWHILE = 0.97  # more segments have to gain three hundredths
+# Several pieces a segment where each has so many chunks. The rule takes as many as it may: fewer are as fast where all
+# heads forget soon, and far slower where one does not.
+_MAX_SEGMENTS, _PIECES, _CHUNKS_OF_A_PIECE = 16, (1, 2, 4), 16
 
 
 def prepare_config() -> Config:
@@ -149,17 +153,11 @@ def entry_of(config: ScanConfig) -> Entry:
 
 
 def scan_candidates(sizes: Sizes, period: int | None) -> list[Entry]:
-    """The configurations that a call may take, for a search."""
-    segments = [count for count in (1, 2, 3, 4, 6, 8) if _may_cut(sizes, period, count)]
-    cuts = [Cut(segments=count) for count in segments]
-    if period is None:
-        cuts += [Cut(segments=count, pieces_of_segment=pieces) for count in segments[1:] for pieces in (2, 4)]
+    """The configurations that a call may take, for a search: whatever the rule may choose is among them."""
     return [
-        entry_of(ScanConfig(consumers=consumers, stages=stages - fewer, panels=panels, cut=cut))
-        for (d_state, consumers), (stages, panels) in _TILES.items()
-        if d_state == sizes.d_state and _parts(sizes) // sizes.ngroups % consumers == 0
+        entry_of(dataclasses.replace(config, stages=config.stages - fewer))
+        for config in _choices(sizes, period)
         for fewer in (0, 1)
-        for cut in cuts
     ]
 
 
@@ -171,37 +169,66 @@ def prepare_candidates() -> list[Entry]:
 
 @functools.lru_cache(maxsize=1024)
 def _fastest(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
-    """By the estimate."""
-    shared = [consumers for consumers in (2, 1) if _parts(sizes) // sizes.ngroups % consumers == 0]
-    cuts = [segments for segments in range(1, _MAX_SEGMENTS + 1) if _may_cut(sizes, period, segments)]
-
-    def time(choice: tuple[int, int]) -> float:
-        gain = 1.0 if choice[1] == 1 else _WORTHWHILE
-        return _estimate(sizes, period, sms, *choice) / gain
-
-    consumers, segments = min(itertools.product(shared, cuts), key=time)
-    stages, panels = _TILES[sizes.d_state, consumers]
-    pieces = 1
-    if segments > 1 and period is None:
-        pieces = min(max(1, -(-_chunks(sizes) // segments) // _CHUNKS_OF_A_PIECE), _MAX_PIECES)
-    cut = Cut(segments=segments, pieces_of_segment=pieces)
-    return ScanConfig(consumers=consumers, stages=stages, panels=panels, cut=cut)
+    """By the estimate; of those almost as fast, of the fewest segments."""
+    choices = [config for config in _choices(sizes, period) if _at_once(sizes, period, sms, config)]
+    most = {config.cut.segments: config.cut.pieces_of_segment for config in choices}  # of each, what comes last
+    times = [
+        (_estimate(sizes, period, sms, config), config)
+        for config in choices
+        if config.cut.pieces_of_segment == most[config.cut.segments]
+    ]
+    enough = min(time for time, _ in times) / _WORTHWHILE
+    _, found = min((each for each in times if each[0] <= enough), key=lambda each: (each[1].cut.segments, each[0]))
+    return found
 
 
-def _estimate(sizes: Sizes, period: int | None, sms: int, consumers: int, segments: int) -> float:
-    rows, chunks = sizes.state_shape[0], _chunks(sizes)
-    waves = -(-rows * _parts(sizes) // consumers * segments // sms)
-    time = waves * (_FILL_TIME + -(-chunks // segments) * _CHUNK_TIME[consumers])
-    if segments > 1 and period is None:
-        states = rows * _parts(sizes) * chunks * (segments - 1) / segments
-        time += _STATES_TIME + _STATE_CHUNK_TIME * states / sms
+def _choices(sizes: Sizes, period: int | None) -> list[ScanConfig]:
+    """Whatever may be taken, by the rule or by a search, with as many stages as shared memory holds."""
+    tiles = [
+        (consumers, *_TILES[sizes.d_state, consumers])
+        for consumers in (2, 1)
+        if _parts(sizes) // sizes.ngroups % consumers == 0
+    ]
+    cuts = [
+        Cut(segments=segments, pieces_of_segment=pieces)
+        for segments in range(1, _MAX_SEGMENTS + 1)
+        for pieces in _PIECES
+        if _may_cut(sizes, period, segments, pieces)
+    ]
+    return [
+        ScanConfig(consumers=consumers, stages=stages, panels=panels, cut=cut)
+        for consumers, stages, panels in tiles
+        for cut in cuts
+    ]
+
+
+def _at_once(sizes: Sizes, period: int | None, sms: int, config: ScanConfig) -> bool:
+    """Whether the GPU holds all programs of segments that need states at once; no other such cut has been measured."""
+    return config.cut.segments == 1 or period is not None or _turns(sizes, sms, config) == 1
+
+
+def _turns(sizes: Sizes, sms: int, config: ScanConfig) -> int:
+    """Programs that an SM takes one after another."""
+    return -(-sizes.state_shape[0] * _parts(sizes) * config.cut.segments // (config.consumers * sms))
+
+
+def _estimate(sizes: Sizes, period: int | None, sms: int, config: ScanConfig) -> float:
+    """Beside the preparation, which is the same whatever the cut."""
+    cut, step = config.cut, period or GROUP
+    piece = -(-_chunks(sizes) // (cut.pieces * step)) * step  # as the kernels round it
+    chunks = min(piece * cut.pieces_of_segment, _chunks(sizes))
+    time = _turns(sizes, sms, config) * (_FILL_TIME + chunks * _CHUNK_TIME[config.consumers])
+    if cut.segments > 1 and period is None:
+        time += _STATES_TIME + _STATE_CHUNK_TIME * min(piece, _REMEMBERED)
     return time
 
 
-def _may_cut(sizes: Sizes, period: int | None, segments: int) -> bool:
-    """Whether segments are not too short to be worth it; where the state restarts, of whole periods."""
-    shortest = 2 * GROUP if period is None else period
-    return segments == 1 or segments * shortest <= _chunks(sizes)
+def _may_cut(sizes: Sizes, period: int | None, segments: int, pieces: int) -> bool:
+    """Whether segments and their pieces are not too short; where the state restarts, segments are of whole periods."""
+    chunks = _chunks(sizes)
+    if pieces > 1:
+        return segments > 1 and period is None and segments * pieces * _CHUNKS_OF_A_PIECE <= chunks
+    return segments == 1 or segments * (2 * GROUP if period is None else period) <= chunks
 
 
 def _parts(sizes: Sizes) -> int:
