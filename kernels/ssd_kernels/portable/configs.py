@@ -54,6 +54,12 @@ def gated_rms_norm_config(width: int) -> Config:
     return _pinned("gated_rms_norm", width) or _gated_rms_norm(width)
 
 
+def linear_step_config(batch: int, paired: bool) -> Config:
+    """BLOCK_B: tokens; BLOCK_O: outputs, of each of two weights where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
+    block_b = 1 if batch == 1 else tile_size(batch)
+    return _pinned("linear_step", block_b, int(paired)) or _linear_step(block_b, paired)
+
+
 def ssd_step_config(headdim: int, d_state: int) -> Config:
     """BLOCK_P, BLOCK_N: the tile of a head's state; BLOCK_N covers d_state."""
     return _pinned("ssd_step", headdim, d_state) or _ssd_step(headdim, d_state)
@@ -63,6 +69,13 @@ def ssd_step_config(headdim: int, d_state: int) -> Config:
 def _gated_rms_norm(width: int) -> Config:
     block = min(_power_of_2(width), 16384)
     return Config(block={"BLOCK": block, "ROWS": 1, "STAGES": 1}, num_warps=min(max(block // 1024, 1), 16))
+
+
+@cache
+def _linear_step(block_b: int, paired: bool) -> Config:
+    if block_b == 1:
+        return Config(block={"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 1024, "STAGES": 2}, num_warps=4)
+    return Config(block={"BLOCK_B": block_b, "BLOCK_O": 16 if paired else 32, "BLOCK_I": 128, "STAGES": 4}, num_warps=4)
 
 
 @cache
