@@ -14,10 +14,11 @@ from bamba.cache import SSMCache
 from bamba.config import BambaConfig
 from bamba.operators import Operators
 from bamba.positions import Positions
+from bamba.projections import project
 
 
 class Mamba2(nn.Module):
-    """One mixer; one token with a cache takes a step of the recurrence, several take a scan."""
+    """One mixer with the norm before it and the residual; one token with a cache takes a step of the recurrence, several take a scan."""
 
     def __init__(self, config: BambaConfig, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,17 +37,18 @@ class Mamba2(nn.Module):
         self.norm = nn.RMSNorm(d_inner, eps=config.norm_eps, dtype=dtype)  # holds the weight; the operator gates too
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.ssm_proj_bias, dtype=dtype)
 
-    def forward(self, hidden: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
-        c = self.config
-        z, xBC, dt = torch.split(self.in_proj(hidden), [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
+        c, step = self.config, self.operators.linear_step
+        projected = project(hidden, self.in_proj, step, norm=norm)
+        z, xBC, dt = torch.split(projected, [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
         if cache is not None and hidden.shape[1] == 1 and positions.packed is None:
             y = self._step(xBC[:, 0], dt[:, 0], positions, cache)[:, None]
         else:
             xBC = self._convolve(xBC, positions, cache)
             y = self._scan(xBC, dt, positions, cache).flatten(-2)
         y = self.operators.gated_rms_norm(y, z, self.norm.weight, eps=c.norm_eps, groups=c.ssm_norm_groups)
-        return cast("Tensor", self.out_proj(y))
+        return project(y, self.out_proj, step, residual=hidden)
 
     def _step(self, xBC: Tensor, dt: Tensor, positions: Positions, cache: SSMCache) -> Tensor:
         """One token of each sequence, xBC (b, conv_dim) and dt (b, h), to y (b, d_inner)."""

@@ -1,0 +1,78 @@
+"""A linear layer with the norm, gate or residual around it: module by module, or for a few tokens in one operator."""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssd_kernels.linear_step import LinearStep
+
+FEW = 64  # tokens; beyond, a product of matrices is bound by arithmetic, and the weights are no longer all that counts
+
+
+def project(
+    x: Tensor,
+    linear: nn.Module,
+    step: LinearStep | None,
+    *,
+    norm: nn.RMSNorm | None = None,
+    up: nn.Module | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """What :class:`ssd_kernels.linear_step.LinearStep` says, of modules.
+
+    Args:
+        x: (…, in_features).
+        linear: the projection. What someone has put in its place (an adapter, a quantised layer) is called as it is.
+        step: the operator for a few tokens; None to go module by module.
+        norm: the norm before it.
+        up: a second projection, which that one's silu multiplies.
+        residual: (…, out_features), what is added.
+
+    Returns:
+        (…, out_features).
+    """
+    if step is not None and _suits(x, linear, up):
+        weights = cast("nn.Linear", linear)
+        out = step(
+            x.flatten(0, -2), weights.weight, weights.bias,
+            norm_weight=None if norm is None else norm.weight, eps=0.0 if norm is None else cast("float", norm.eps),
+            up_weight=None if up is None else cast("nn.Linear", up).weight,
+            residual=None if residual is None else residual.flatten(0, -2),
+        )  # fmt: skip
+        return out.unflatten(0, x.shape[:-1])
+    if norm is not None:
+        x = norm(x)
+    out = linear(x)
+    if up is not None:
+        out = F.silu(out) * up(x)
+    return cast("Tensor", out if residual is None else residual + out)
+
+
+def project_each(
+    x: Tensor, linears: Sequence[nn.Module], step: LinearStep | None, *, norm: nn.RMSNorm
+) -> Iterator[Tensor]:
+    """:func:`project` of one normed input by several layers; the norm is taken once, or within each operator."""
+    normed = None
+    for linear in linears:
+        if step is not None and _suits(x, linear, None):
+            yield project(x, linear, step, norm=norm)
+        else:
+            normed = norm(x) if normed is None else normed
+            yield linear(normed)
+
+
+def _suits(x: Tensor, linear: nn.Module, up: nn.Module | None) -> bool:
+    """Whether the operator does what the modules would: few tokens, plain layers, no bias of two; not in fp16.
+
+    Weighed inputs that are not divided yet might not fit fp16.
+    """
+    layers = [linear] if up is None else [linear, up]
+    return (
+        x.numel() <= FEW * x.shape[-1]
+        and x.dtype != torch.float16
+        and all(type(layer) is nn.Linear for layer in layers)
+        and (up is None or linear.bias is None is up.bias)
+    )
