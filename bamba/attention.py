@@ -34,6 +34,13 @@ class Attention(nn.Module):
             torch.unflatten(projected, -1, (-1, self.headdim))
             for projected in project_each(hidden, (self.q_proj, self.k_proj, self.v_proj), step, norm=norm)
         )
+        attend = self.operators.attention_step
+        if attend is not None and cache is not None and positions.held is not None and _is_step(q, positions):
+            out = attend(
+                q[:, 0], k[:, 0], v[:, 0], positions.cos[:, 0], positions.sin[:, 0], cache.keys, cache.values,
+                positions.held,
+            )  # fmt: skip
+            return project(out.flatten(1)[:, None], self.o_proj, step, residual=hidden)
         q, k = rotate(q, positions), rotate(k, positions)
         if cache is not None:
             cache.keys[positions.rows, :, positions.t] = k
@@ -51,6 +58,11 @@ class Attention(nn.Module):
         if packed is not None:
             out = packed.gather(out)
         return project(out.flatten(-2), self.o_proj, step, residual=hidden)
+
+
+def _is_step(q: Tensor, positions: Positions) -> bool:
+    """Whether these are one token of each sequence of a rectangle."""
+    return q.shape[1] == 1 and positions.packed is None
 
 
 def attend_to_cache(q: Tensor, cache: AttentionCache, held: Tensor, reach: int) -> Tensor:

@@ -57,7 +57,9 @@ class DecodeGraph:
             ValueError: another shape, or no room in the cache.
         """
         if token_ids.shape != self._token_ids.shape:
-            raise ValueError(f"token_ids must be (batch, 1) {tuple(self._token_ids.shape)}, got {tuple(token_ids.shape)}")
+            raise ValueError(
+                f"token_ids must be (batch, 1) {tuple(self._token_ids.shape)}, got {tuple(token_ids.shape)}"
+            )
         counts = (1,) * self.cache.batch
         self.cache.expect_room(counts)
         self._token_ids.copy_(token_ids)

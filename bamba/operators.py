@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import ssd_kernels
 from ssd_kernels import SSD, get_op
+from ssd_kernels.attention_step import AttentionStep
 from ssd_kernels.conv_interface import CausalConv1d
 from ssd_kernels.linear_step import LinearStep
 from ssd_kernels.norm import GatedRMSNorm
@@ -21,7 +22,8 @@ class Operators(NamedTuple):
     causal_conv1d: CausalConv1d
     mixer_step: MixerStep
     gated_rms_norm: GatedRMSNorm
-    linear_step: LinearStep | None  # for a few tokens; None where the layers' own modules are as good
+    linear_step: LinearStep | None  # these two for a few tokens; None where the layers' own modules are as good
+    attention_step: AttentionStep | None
 
 
 def choose_operators(ssm: str, device_type: str) -> Operators:
@@ -48,4 +50,5 @@ def choose_operators(ssm: str, device_type: str) -> Operators:
         mixer_step=choose("mixer_step"),
         gated_rms_norm=choose("gated_rms_norm"),
         linear_step=get_op("linear_step", "triton") if steps else None,
+        attention_step=get_op("attention_step", "triton") if steps else None,
     )

@@ -26,6 +26,10 @@ _BUILT_IN = {
         "torch": "ssd_kernels.norm:gated_rms_norm",
         "triton": "ssd_kernels.portable.gated_rms_norm:gated_rms_norm",
     },
+    "attention_step": {
+        "torch": "ssd_kernels.attention_step:attention_step",
+        "triton": "ssd_kernels.portable.attention_step:attention_step",
+    },
     "linear_step": {
         "torch": "ssd_kernels.linear_step:linear_step",
         "triton": "ssd_kernels.portable.linear_step:linear_step",

@@ -54,6 +54,14 @@ def gated_rms_norm_config(width: int) -> Config:
     return _pinned("gated_rms_norm", width) or _gated_rms_norm(width)
 
 
+@cache
+def attention_step_config(max_len: int, heads: int) -> Config:
+    """SPAN: tokens of a program; BLOCK_T: of them, at once. As many parts as fill a GPU, of 128 tokens or more."""
+    parts = max(1, 264 // heads)
+    span = max(128, _power_of_2(-(-max_len // parts)))
+    return Config(block={"SPAN": span, "BLOCK_T": 64}, num_warps=4)
+
+
 def linear_step_config(batch: int, paired: bool) -> Config:
     """BLOCK_B: tokens; BLOCK_O: outputs, of each of two weights where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
     block_b = 1 if batch == 1 else tile_size(batch)
