@@ -14,11 +14,14 @@ from bamba.cache import SSMCache
 from bamba.config import BambaConfig
 from bamba.operators import Operators
 from bamba.positions import Positions
-from bamba.projections import project
+from bamba.projections import project, takes_gate
 
 
 class Mamba2(nn.Module):
-    """One mixer with the norm before it and the residual; one token with a cache takes a step of the recurrence, several take a scan."""
+    """One mixer with the norm before it and the residual.
+
+    One token with a cache takes a step of the recurrence, several take a scan.
+    """
 
     def __init__(self, config: BambaConfig, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -47,6 +50,8 @@ class Mamba2(nn.Module):
         else:
             xBC = self._convolve(xBC, positions, cache)
             y = self._scan(xBC, dt, positions, cache).flatten(-2)
+        if c.ssm_norm_groups == 1 and takes_gate(y, self.out_proj, step):
+            return project(y, self.out_proj, step, norm=self.norm, gate=z, residual=hidden)
         y = self.operators.gated_rms_norm(y, z, self.norm.weight, eps=c.norm_eps, groups=c.ssm_norm_groups)
         return project(y, self.out_proj, step, residual=hidden)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssd_kernels.linear_step import LinearStep
 
-FEW = 64  # tokens; beyond, a product of matrices is bound by arithmetic, and the weights are no longer all that counts
+FEW = 16  # tokens; beyond, cuBLAS reads the weights as fast, and fused work is done anew by every program
 
 
 def project(
@@ -18,6 +18,7 @@ def project(
     step: LinearStep | None,
     *,
     norm: nn.RMSNorm | None = None,
+    gate: Tensor | None = None,
     up: nn.Module | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
@@ -28,6 +29,7 @@ def project(
         linear: the projection. What someone has put in its place (an adapter, a quantised layer) is called as it is.
         step: the operator for a few tokens; None to go module by module.
         norm: the norm before it.
+        gate: (1, in_features), the gate before the norm, where :func:`takes_gate`.
         up: a second projection, which that one's silu multiplies.
         residual: (…, out_features), what is added.
 
@@ -38,11 +40,12 @@ def project(
         weights = cast("nn.Linear", linear)
         out = step(
             x.flatten(0, -2), weights.weight, weights.bias,
+            gate=None if gate is None else gate.flatten(0, -2),
             norm_weight=None if norm is None else norm.weight, eps=0.0 if norm is None else cast("float", norm.eps),
             up_weight=None if up is None else cast("nn.Linear", up).weight,
             residual=None if residual is None else residual.flatten(0, -2),
         )  # fmt: skip
-        return out.unflatten(0, x.shape[:-1])
+        return cast("Tensor", torch.unflatten(out, 0, x.shape[:-1]))
     if norm is not None:
         x = norm(x)
     out = linear(x)
@@ -62,6 +65,11 @@ def project_each(
         else:
             normed = norm(x) if normed is None else normed
             yield linear(normed)
+
+
+def takes_gate(x: Tensor, linear: nn.Module, step: LinearStep | None) -> bool:
+    """Whether :func:`project` takes a gate: of one token, which every program gates anew."""
+    return step is not None and x.numel() == x.shape[-1] and _suits(x, linear, None)
 
 
 def _suits(x: Tensor, linear: nn.Module, up: nn.Module | None) -> bool:

@@ -63,7 +63,7 @@ def attention_step_config(max_len: int, heads: int) -> Config:
 
 
 def linear_step_config(batch: int, paired: bool) -> Config:
-    """BLOCK_B: tokens; BLOCK_O: outputs, of each of two weights where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
+    """BLOCK_B: tokens; BLOCK_O: outputs, of each weight where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
     block_b = 1 if batch == 1 else tile_size(batch)
     return _pinned("linear_step", block_b, int(paired)) or _linear_step(block_b, paired)
 
@@ -82,8 +82,8 @@ def _gated_rms_norm(width: int) -> Config:
 @cache
 def _linear_step(block_b: int, paired: bool) -> Config:
     if block_b == 1:
-        return Config(block={"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 1024, "STAGES": 2}, num_warps=4)
-    return Config(block={"BLOCK_B": block_b, "BLOCK_O": 16 if paired else 32, "BLOCK_I": 128, "STAGES": 4}, num_warps=4)
+        return Config(block={"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 1024, "STAGES": 3}, num_warps=4)
+    return Config(block={"BLOCK_B": block_b, "BLOCK_O": 64, "BLOCK_I": 64, "STAGES": 5}, num_warps=4)
 
 
 @cache

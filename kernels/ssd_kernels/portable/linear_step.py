@@ -18,7 +18,7 @@ from ssd_kernels.linear_step import check_linear_step
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import linear_step_config
 
-MOST = 64  # tokens; beyond, a product of matrices is bound by arithmetic and torch's own is better
+MOST = 64  # tokens that a program holds the products of
 
 
 def linear_step(
@@ -66,14 +66,16 @@ def _linear_step(
         launch(
             _linear_step_kernel, (triton.cdiv(outputs, config.block["BLOCK_O"]),),
             x, gate, norm_weight, weight, up_weight, bias, residual, out,
-            (x.stride(), (0, 0) if gate is None else gate.stride(), 0 if norm_weight is None else norm_weight.stride(0)),
-            (
-                weight.stride(0), 0 if up_weight is None else up_weight.stride(0), 0 if bias is None else bias.stride(0),
-                (0, 0) if residual is None else residual.stride(),
-            ),
+            (x.stride(), _strides(gate, 2), _strides(norm_weight, 1)),
+            (weight.stride(), _strides(up_weight, 2), _strides(bias, 1), _strides(residual, 2)),
             batch, outputs, eps, FEATURES=features, **config.kwargs,
         )  # fmt: skip
     return out
+
+
+def _strides(tensor: Tensor | None, ndim: int) -> tuple[int, ...]:
+    """Those of a tensor, ones where there is none: a one is a constant and costs nothing."""
+    return (1,) * ndim if tensor is None else tensor.stride()
 
 
 def _fake_linear_step(x: Tensor, weight: Tensor, *_: object) -> Tensor:
@@ -96,18 +98,17 @@ def _linear_step_kernel(
 ):  # fmt: skip
     """One program: BLOCK_O outputs of all tokens. Grid: (blocks of outputs,).
 
-    `in_strides` are those of x, gate and norm_weight; `out_strides` of the rows of weight and up_weight, of bias, and of
-    residual. One token is multiplied element by element, in fp32; several by the tensor cores.
+    `in_strides` are those of x, gate and norm_weight; `out_strides` of weight, up_weight, bias and residual. One token is multiplied element by element, in fp32; several by the tensor cores.
     """
     offs_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_b = tl.arange(0, BLOCK_B)
     offs_i = tl.arange(0, BLOCK_I)
     in_o = offs_o < outputs
     in_b = offs_b < batch
-    weight_rows = weight_ptr + offs_o.to(tl.int64)[:, None] * out_strides[0]
+    weight_rows = weight_ptr + offs_o.to(tl.int64)[:, None] * out_strides[0][0]
     up_rows = up_ptr
     if up_ptr is not None:
-        up_rows = up_ptr + offs_o.to(tl.int64)[:, None] * out_strides[1]
+        up_rows = up_ptr + offs_o.to(tl.int64)[:, None] * out_strides[1][0]
     WIDE: tl.constexpr = BLOCK_I if BLOCK_B == 1 else BLOCK_B
     acc = tl.zeros((BLOCK_O, WIDE), dtype=tl.float32)
     up = tl.zeros((BLOCK_O, WIDE), dtype=tl.float32)
@@ -117,7 +118,9 @@ def _linear_step_kernel(
         in_i = i < FEATURES
         in_weight = in_o[:, None] & in_i[None, :]
         weight = tl.load(weight_rows + i[None, :], mask=in_weight, other=0.0)  # (O, I)
-        v, squares = _weighed(x_ptr, gate_ptr, norm_ptr, in_strides, i, offs_b, in_i, in_b, squares)
+        v, squares = _weighed(
+            x_ptr, in_strides[0], gate_ptr, in_strides[1], norm_ptr, in_strides[2], i, offs_b, in_i, in_b, squares
+        )
         acc = _add(acc, weight, v, BLOCK_B)
         if up_ptr is not None:
             up = _add(up, tl.load(up_rows + i[None, :], mask=in_weight, other=0.0), v, BLOCK_B)
@@ -129,7 +132,7 @@ def _linear_step_kernel(
     if up_ptr is not None:
         acc = silu(acc) * up
     if bias_ptr is not None:
-        acc += tl.load(bias_ptr + offs_o.to(tl.int64) * out_strides[2], mask=in_o, other=0.0).to(tl.float32)[:, None]
+        acc += tl.load(bias_ptr + offs_o.to(tl.int64) * out_strides[2][0], mask=in_o, other=0.0).to(tl.float32)[:, None]
     in_out = in_o[:, None] & in_b[None, :]
     rows = offs_b.to(tl.int64)[None, :]
     if residual_ptr is not None:
@@ -139,16 +142,16 @@ def _linear_step_kernel(
 
 
 @triton.jit
-def _weighed(x_ptr, gate_ptr, norm_ptr, strides, i, offs_b, in_i, in_b, squares):
+def _weighed(x_ptr, x_strides, gate_ptr, gate_strides, norm_ptr, norm_strides, i, offs_b, in_i, in_b, squares):
     """norm_weight · u of some inputs, (B, I) in fp32, and the squares of u added up."""
     mask = in_b[:, None] & in_i[None, :]
     i, rows = i.to(tl.int64)[None, :], offs_b.to(tl.int64)[:, None]
-    u = tl.load(x_ptr + rows * strides[0][0] + i * strides[0][1], mask=mask, other=0.0).to(tl.float32)
+    u = tl.load(x_ptr + rows * x_strides[0] + i * x_strides[1], mask=mask, other=0.0).to(tl.float32)
     if gate_ptr is not None:
-        u *= silu(tl.load(gate_ptr + rows * strides[1][0] + i * strides[1][1], mask=mask, other=0.0).to(tl.float32))
+        u *= silu(tl.load(gate_ptr + rows * gate_strides[0] + i * gate_strides[1], mask=mask, other=0.0).to(tl.float32))
     if norm_ptr is not None:
         squares += u * u
-        u *= tl.load(norm_ptr + i * strides[2], mask=in_i[None, :], other=0.0).to(tl.float32)
+        u *= tl.load(norm_ptr + i * norm_strides[0], mask=in_i[None, :], other=0.0).to(tl.float32)
     return u, squares
 
 
