@@ -24,6 +24,7 @@ class Declaration:
     asked: str | None = None
     ran: str | None = None
     plants: Mapping[str, Callable[..., Any]] | None = None
+    info: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Reject what could only be a mistake.
@@ -45,6 +46,9 @@ class Declaration:
         for name, plant in (self.plants or {}).items():
             if not callable(plant):
                 raise TypeError(f"plants: expected calls, found {type(plant).__name__} for {name!r}")
+        for name, value in (self.info or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"info: expected finite numbers, found {value!r} for {name!r}")
         for name in ("asked", "ran"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):

@@ -52,6 +52,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         asked: str | None = None,
         ran: str | None = None,
         plants: Mapping[str, Callable[..., Any]] | None = None,
+        info: Mapping[str, float] | None = None,
     ) -> None:
         """Say what the call to come does. Everything is optional.
 
@@ -69,6 +70,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
             ran: The implementation that ran. Both are stored with the row.
             plants: Calls to measure in its stead when a self-test asks for the plant of that name; see
                 :mod:`kernelgate.plants`. They take the same arguments.
+            info: Numbers of the test's own, by name, to be stored with the row as metrics that nothing judges.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -88,6 +90,7 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
             asked=asked,
             ran=ran,
             plants=plants,
+            info=info,
         )
 
     @property

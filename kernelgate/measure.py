@@ -38,6 +38,7 @@ def observe(call: Callable[[], object] | None, samples: Sequence[float], declara
         details["threads"], metrics[THREADS] = threads, metric(threads, "threads", "info")
     metrics |= ceilings(declaration.device)
     metrics |= _derived(metrics, declaration)
+    metrics |= {name: metric(value, "1", "info") for name, value in (declaration.info or {}).items()}
     return Observation(samples=tuple(samples), metrics=metrics, details=details)
 
 

@@ -2,13 +2,14 @@
 
 Start from the functions here, which take the implementation that suits the tensors' device, or name one with
 :func:`get_op` (for the scan, whose definition in fp64 is there too, :func:`get_ssd`). :func:`explain` says what a call
-takes.
+takes. :func:`patch_transformers` puts them under transformers' models.
 """
 
 from ssd_kernels.defaults import causal_conv1d, causal_conv1d_step, gated_rms_norm, mixer_step, ssd, ssd_step
 from ssd_kernels.explain import Explanation, explain
 from ssd_kernels.interface import SSD
 from ssd_kernels.registry import OPERATORS, get_op, get_ssd, names
+from ssd_kernels.transformers_family import patch_transformers
 
 __all__ = [
     "OPERATORS",
@@ -22,6 +23,7 @@ __all__ = [
     "get_ssd",
     "mixer_step",
     "names",
+    "patch_transformers",
     "ssd",
     "ssd_step",
 ]

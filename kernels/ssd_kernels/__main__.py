@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from ssd_kernels import decays, tune
+from ssd_kernels import decays, export, tune
 
-COMMANDS = {"tune": tune, "decays": decays}
+COMMANDS = {"tune": tune, "decays": decays, "export": export}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ of every argument. A call whose tensors have the shapes, strides, dtypes and ali
 device and with the same options, launches the same compiled kernels on the same grids with the same numbers.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ssd_kernels.launching import Note, Tiles
 
 # Calls remembered; where more come by, they are collected anew.
 ROOM = 4096
+_everyone: "weakref.WeakSet[Repeated]" = weakref.WeakSet()
 _ALIGNMENT = 512  # bytes, of what torch allocates on a GPU
 
 _Inputs = Sequence[Tensor | None]
@@ -27,6 +29,7 @@ class Repeated:
 
     def __init__(self) -> None:
         self._calls: dict[Hashable, _Call] = {}
+        _everyone.add(self)
 
     def __call__(
         self, run: Callable[[], tuple[Tensor, ...]], inputs: _Inputs, options: Hashable, device: torch.device
@@ -67,6 +70,12 @@ class Repeated:
     def forget(self) -> None:
         """Have the next call of every kind run as if it were the first."""
         self._calls.clear()
+
+
+def forget() -> None:
+    """Have every call run as if it were the first: a choice that calls do not carry has changed."""
+    for each in _everyone:
+        each.forget()
 
 
 class _Call:

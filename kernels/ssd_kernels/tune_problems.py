@@ -19,50 +19,53 @@ class Problem:
     """One call to be made fast, and the configurations it may take."""
 
     operator: str
-    sizes: tuple[int, ...]  # as of the entry in the table
+    kernel: str  # as the table has it
+    sizes: tuple[int | str, ...]  # as of the entry in the table
     make: Callable[[torch.dtype], dict[str, Any]]  # fresh inputs; what is updated in place is `state` or `window`
     candidates: list[Entry]
+    implementation: str = "triton"
+    dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def all_problems(tokens: int, batch: int) -> Iterator[Problem]:
-    """Bamba-9B's: 128 heads of 64, d_state 128, 8448 channels of width 4, norms over 8192 and eighths of it."""
+def operator_problems(tokens: int, batch: int) -> Iterator[Problem]:
+    """Beside the scan, Bamba-9B's: 128 heads of 64, d_state 128, 8448 channels of width 4, norms over 8192 and 1024."""
     nheads, headdim, d_state, width = 128, 64, 128, 8192
     channels = width + 2 * d_state
 
     def conv(dtype: torch.dtype) -> dict[str, Any]:
-        x = _random(1, tokens, 2 * channels, dtype=dtype)[..., channels:]
+        x = random(1, tokens, 2 * channels, dtype=dtype)[..., channels:]
         return {"x": x, **_taps(channels, dtype)}
 
     def conv_step(dtype: torch.dtype) -> dict[str, Any]:
-        x, window = _random(batch, channels, dtype=dtype), _random(batch, channels, 3, dtype=dtype)
+        x, window = random(batch, channels, dtype=dtype), random(batch, channels, 3, dtype=dtype)
         return {"x": x, "window": window, **_taps(channels, dtype)}
 
     def norm(dtype: torch.dtype, *, groups: int) -> dict[str, Any]:
-        y, z = _random(1, tokens, width, dtype=dtype), _random(1, tokens, 2 * width, dtype=dtype)[..., :width]
-        return {"y": y, "z": z, "weight": _random(width, dtype=dtype), "eps": 1e-5, "groups": groups}
+        y, z = random(1, tokens, width, dtype=dtype), random(1, tokens, 2 * width, dtype=dtype)[..., :width]
+        return {"y": y, "z": z, "weight": random(width, dtype=dtype), "eps": 1e-5, "groups": groups}
 
     def step(dtype: torch.dtype) -> dict[str, Any]:
-        x, B, C = _random(batch, channels, dtype=dtype).split([width, d_state, d_state], dim=-1)
+        x, B, C = random(batch, channels, dtype=dtype).split([width, d_state, d_state], dim=-1)
         head = {"A": -torch.rand(nheads, device=x.device) - 1, "D": torch.rand(nheads, device=x.device)}
-        dt = {"dt": _random(batch, nheads, dtype=dtype), "dt_bias": head["A"], "dt_softplus": True}
-        state = _random(batch, nheads, headdim, d_state, dtype=torch.float32)
+        dt = {"dt": random(batch, nheads, dtype=dtype), "dt_bias": head["A"], "dt_softplus": True}
+        state = random(batch, nheads, headdim, d_state, dtype=torch.float32)
         B, C = B.unflatten(-1, (1, d_state)), C.unflatten(-1, (1, d_state))
         return {"state": state, "x": x.unflatten(-1, (nheads, headdim)), "B": B, "C": C, **head, **dt}
 
     conv_blocks = {"BLOCK_T": (16, 32, 64, 128), "ROWS": (4, 8, 16), "BLOCK_C": (128, 256, 512, 1024)}
-    yield Problem(operator="causal_conv1d", sizes=(), make=conv, candidates=[
+    yield Problem(operator="causal_conv1d", kernel="causal_conv1d", sizes=(), make=conv, candidates=[
         entry for entry in _entries(conv_blocks, (1, 2, 4)) if entry["block"]["ROWS"] <= entry["block"]["BLOCK_T"]
         and entry["block"]["BLOCK_C"] in (128 * entry["num_warps"], 256 * entry["num_warps"])
     ])  # fmt: skip
-    step_blocks = {"BLOCK_C": (64, 128, 256, 512, 1024)}
+    candidates = [*_entries({"BLOCK_C": (64, 128, 256, 512, 1024)}, WARPS[:4])]
     yield Problem(
-        operator="causal_conv1d_step", sizes=(), make=conv_step, candidates=[*_entries(step_blocks, WARPS[:4])]
+        operator="causal_conv1d_step", kernel="causal_conv1d_step", sizes=(), make=conv_step, candidates=candidates
     )
     for groups in (1, 8):
         blocks = {"BLOCK": (width // groups,), "ROWS": (1, 2, 4, 8, 16), "STAGES": (1, 2, 3)}
         yield Problem(
-            operator="gated_rms_norm", sizes=(width // groups,), make=partial(norm, groups=groups),
-            candidates=[
+            operator="gated_rms_norm", kernel="gated_rms_norm", sizes=(width // groups,),
+            make=partial(norm, groups=groups), candidates=[
                 entry for entry in _entries(blocks, WARPS)
                 if entry["block"]["BLOCK"] // 32 // entry["num_warps"] in (8, 16, 32, 64)
                 and entry["block"]["STAGES"] <= entry["block"]["ROWS"]
@@ -72,7 +75,18 @@ def all_problems(tokens: int, batch: int) -> Iterator[Problem]:
     candidates = [
         entry for entry in _entries(blocks, WARPS) if 8 <= entry["block"]["BLOCK_P"] * 4 // entry["num_warps"] <= 64
     ]
-    yield Problem(operator="ssd_step", sizes=(headdim, d_state), make=step, candidates=candidates)
+    yield Problem(operator="ssd_step", kernel="ssd_step", sizes=(headdim, d_state), make=step, candidates=candidates)
+
+
+def random(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Seeded normal numbers on the device."""
+    generator = torch.Generator(device()).manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, device=device()).to(dtype)
+
+
+def device() -> str:
+    """Where problems are made."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _entries(blocks: Mapping[str, tuple[int, ...]], warps: tuple[int, ...]) -> Iterator[Entry]:
@@ -81,11 +95,5 @@ def _entries(blocks: Mapping[str, tuple[int, ...]], warps: tuple[int, ...]) -> I
 
 
 def _taps(channels: int, dtype: torch.dtype) -> dict[str, Any]:
-    taps = {"weight": _random(channels, 4, dtype=dtype), "bias": _random(channels, dtype=dtype)}
+    taps = {"weight": random(channels, 4, dtype=dtype), "bias": random(channels, dtype=dtype)}
     return {**taps, "activation": "silu"}
-
-
-def _random(*shape: int, dtype: torch.dtype) -> Tensor:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(sum(shape))
-    return torch.randn(*shape, generator=generator, device=device).to(dtype)

@@ -1,14 +1,18 @@
 """The search for launch configurations: what is right is measured, the fastest is stored, and what is stored is run."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from ssd_kernels import explain, get_op, tune
+from ssd_kernels import explain, get_op, tune, tune_problems, tune_scans
 from ssd_kernels.__main__ import main
+from ssd_kernels.hopper import configs as hopper
+from ssd_kernels.interface import Sizes
 from ssd_kernels.portable import configs, pinned
-from ssd_kernels.tune_problems import Problem, all_problems
+from ssd_kernels.repeating import Repeated
+from ssd_kernels.tune_problems import Problem, operator_problems
 from tests.correctness.operator_calls import CALLS
 from tests.correctness.problems import DEVICE
 
@@ -30,7 +34,10 @@ def make(dtype):
     return {name: value.to(dtype) if torch.is_tensor(value) else value for name, value in inputs.items()}
 
 
-NORM = Problem(operator="gated_rms_norm", sizes=(4,), make=make, candidates=[GOOD, WRONG, BROKEN, OTHER])
+NORM = Problem(
+    operator="gated_rms_norm", kernel="gated_rms_norm", sizes=(4,), make=make, candidates=[GOOD, WRONG, BROKEN, OTHER]
+)
+BAMBA = Sizes(batch=1, seqlen=8192, nheads=128, headdim=64, ngroups=1, d_state=128)
 
 
 @pytest.fixture
@@ -90,15 +97,18 @@ def test_an_imposed_configuration_ends_with_its_block():
 
 def test_the_table_that_ships_has_what_the_functions_take():
     functions = {name.removesuffix("_config"): value for name, value in vars(configs).items() if "_config" in name}
+    functions["hopper_prepare"] = hopper.prepare_config
     for kernels in json.loads(pinned.FILE.read_text()).values():
         for kernel, entries in kernels.items():
             for each in entries:
-                rule = functions[kernel](*each["sizes"])
-                assert rule.block.keys() == each["block"].keys()
+                if kernel == "hopper_scan":
+                    assert hopper.entry_of(hopper.of_entry(each, BAMBA)) | {"sizes": each["sizes"]} == each
+                elif kernel != "chunk_scan":
+                    assert functions[kernel](*each["sizes"]).block.keys() == each["block"].keys()
 
 
 def test_every_operator_beside_the_scan_is_searched_the_pinned_configuration_among_the_candidates():
-    problems = list(all_problems(tokens=1, batch=1))
+    problems = list(operator_problems(tokens=1, batch=1))
     assert {problem.operator for problem in problems} == {
         "causal_conv1d", "causal_conv1d_step", "gated_rms_norm", "ssd_step"
     }  # fmt: skip
@@ -113,3 +123,130 @@ def test_without_a_gpu_it_says_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main(["tune"])
     assert "tune needs a GPU to measure on, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("period", [None, 4])
+@pytest.mark.parametrize("shape", [*tune_scans.SHAPES, (1, 131072)], ids=lambda shape: "x".join(map(str, shape)))
+def test_what_the_rule_takes_for_a_hopper_scan_is_among_the_candidates(shape, period):
+    sizes = Sizes(batch=shape[0], seqlen=shape[1], nheads=128, headdim=64, ngroups=1, d_state=128)
+    chosen = hopper.entry_of(hopper.scan_config(sizes, period, 132))
+    candidates = hopper.scan_candidates(sizes, period)
+    assert chosen in candidates
+    assert len({json.dumps(each, sort_keys=True) for each in candidates}) == len(candidates)
+    assert vars(hopper.prepare_config()) in hopper.prepare_candidates()
+
+
+def test_an_entry_for_a_hopper_scan_overrides_the_rule_for_its_sizes_only(table, monkeypatch):
+    monkeypatch.setattr(pinned, "device_class", lambda: "an-h200")
+    rule = hopper.scan_config(BAMBA, None, 132)
+    other = next(each for each in hopper.scan_candidates(BAMBA, None) if each["block"]["CONSUMERS"] != rule.consumers)
+    pinned.store({"hopper_scan": [{"sizes": list(hopper.size_class(BAMBA, None)), **other}]}, table)
+    assert hopper.entry_of(hopper.scan_config(BAMBA, None, 132)) == other != hopper.entry_of(rule)
+    assert hopper.scan_config(BAMBA, 4, 132) == hopper.scan_config.__globals__["_fastest"](BAMBA, 4, 132)
+
+
+class FakeGraph:
+    """Replays nothing."""
+
+    def replay(self):
+        pass
+
+
+class FakeEvent:
+    """Shows that a norm with two rows a program is twice as fast as any other call."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        pass
+
+    def elapsed_time(self, _):
+        return 0.002 if configs.gated_rms_norm_config(4).block.get("ROWS") == 2 else 0.004
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A GPU as far as the search asks for one; tensors stay where they are."""
+    for name, value in {
+        "is_available": lambda: True, "synchronize": lambda: None, "CUDAGraph": FakeGraph, "Event": FakeEvent,
+        "graph": lambda _: nullcontext(), "current_device": lambda: 0, "get_device_name": lambda _: "A GPU",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, value)
+    for module in (tune, tune_problems, tune_scans):
+        monkeypatch.setattr(module, "device", lambda: "cpu")
+    monkeypatch.setattr(tune, "FLUSHED_BYTES", 16)
+    pinned._class_of.cache_clear()
+    yield
+    pinned._class_of.cache_clear()
+
+
+def few(problems):
+    """The same with two candidates each."""
+    return [Problem(**{**vars(problem), "candidates": problem.candidates[:2]}) for problem in problems]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="pretends that there is a GPU")
+def test_the_command_searches_and_stores_what_gains(table, fake_gpu, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "all_problems", lambda *_: [NORM])
+    assert main(["tune", "--only", "gated_rms_norm", "--dtype", "float32", "--output", str(table)]) == 0
+    said = capsys.readouterr().out
+    assert "+100.0%" in said
+    assert json.loads(table.read_text()) == {"a-gpu": {"gated_rms_norm": [{"sizes": [4], **OTHER}]}}
+    assert main(["tune", "--only", "gated_rms_norm", "--dtype", "float32", "--output", str(table)]) == 0
+    assert "0 entries that gain" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit):
+        main(["tune", "--only", "another"])
+    assert "--only must name one of ['gated_rms_norm'] that takes bfloat16 here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="pretends that there is a GPU")
+def test_the_search_imposes_each_candidate_on_the_scan(fake_gpu, monkeypatch):
+    sizes = Sizes(batch=1, seqlen=128, nheads=128, headdim=64, ngroups=1, d_state=128)
+    (problem,) = few(each for each in tune_scans.hopper_problems(1, [(1, 128)]) if each.kernel == "hopper_scan")
+    taken = []
+
+    def scan(**inputs):
+        taken.append(hopper.entry_of(hopper.scan_config(sizes, None, 132)))
+        return get_op("ssd", "chunked")(**inputs)
+
+    monkeypatch.setattr(tune, "get_op", lambda operator, name: scan if name == "hopper" else get_op(operator, name))
+    trials = tune.search(problem, torch.float32, tune.measure)
+    assert [trial.fault for trial in trials] == ["", ""]
+    assert [entry for entry in taken if entry not in problem.candidates] == []
+    assert {json.dumps(entry) for entry in taken} == {json.dumps(entry) for entry in problem.candidates}
+    now, then = tune.in_turn(problem, torch.float32, lambda call: (call(), float(len(taken)))[1], [{}, trials[0].entry])
+    assert now < then
+
+
+def test_what_is_repeated_is_forgotten_where_a_configuration_is_imposed():
+    repeated = Repeated()
+    repeated._calls["a call"] = "what it launched"
+    with pinned.imposed("gated_rms_norm", GOOD):
+        assert repeated._calls == {}
+        repeated._calls["a call"] = "what it launched"
+    assert repeated._calls == {}
+
+
+def test_the_portable_scan_takes_what_is_imposed_and_its_rule_is_among_the_candidates(table, monkeypatch):
+    for problem in tune_scans.portable_problems(torch.bfloat16, [(1, 64), (2, 64)]):
+        inputs = problem.make(problem.dtypes[0])
+        config = scan_kernel(inputs)
+        assert problem.sizes[0] == str(problem.dtypes[0]).removeprefix("torch.")
+        assert {json.dumps(each) for each in map(as_launched, problem.candidates)} >= {json.dumps(config)}
+        other = next(each for each in problem.candidates if as_launched(each) != config)
+        with pinned.imposed("chunk_scan", other):
+            assert scan_kernel(inputs) == as_launched(other)
+        monkeypatch.setattr(pinned, "device_class", lambda: "a-gpu")
+        pinned.store({"chunk_scan": [{"sizes": list(problem.sizes), **other}]}, table)
+        assert scan_kernel(inputs) == as_launched(other)
+
+
+def scan_kernel(inputs):
+    """How the longest kernel of the portable scan would be launched."""
+    said = explain("ssd", implementation="portable", **inputs)
+    return next(kernel.config for kernel in said.kernels if kernel.name == "_chunk_scan_kernel")
+
+
+def as_launched(entry):
+    return {**entry["block"], "num_warps": entry["num_warps"], "num_stages": entry["num_stages"]}

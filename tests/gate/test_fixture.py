@@ -28,7 +28,7 @@ TORCH_BENCHMARKS = """
     def test_declared(benchmark, x):
         benchmark.declare(
             tokens=10, bytes=16 * DOUBLES, flops=DOUBLES, error=lambda out: (out - 1).abs().max() + 1e-9,
-            error_budget=1e-6, asked="fast", ran="project.add",
+            error_budget=1e-6, asked="fast", ran="project.add", info={"regret": 0.25},
         )
         assert torch.equal(benchmark(add, x), torch.ones_like(x))
 
@@ -93,6 +93,7 @@ def test_a_run_stores_what_was_declared_and_measured(measured):
     assert metrics["test_declared"]["numerical_error"]["values"] == [pytest.approx(1e-9)]
     assert stored["test_declared"]["extra_info"]["implementation"] == {"asked": "fast", "ran": "project.add"}
     assert stored["test_declared"]["extra_info"]["threads"] == 1
+    assert metrics["test_declared"]["regret"] == {"values": [0.25], "unit": "1", "kind": "info", "better": "lower"}
     assert "throughput" not in metrics["test_undeclared"]
 
     assert stored["test_pedantic"]["stats"]["rounds"] == 7
@@ -127,6 +128,7 @@ class TestDeclaration:
         ("arguments", "error", "message"),
         [
             ({"tokens": 0}, ValueError, "tokens: expected a positive finite number, found 0"),
+            ({"info": {"regret": float("nan")}}, ValueError, "info: expected finite numbers, found nan for 'regret'"),
             ({"bytes": float("inf")}, ValueError, "bytes: expected a positive finite number, found inf"),
             ({"flops": "1e9"}, TypeError, "flops: expected a number, found str"),
             ({"tokens": True}, TypeError, "tokens: expected a number, found bool"),

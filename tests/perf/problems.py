@@ -120,10 +120,7 @@ if ON_GPU:
         ScanProblem(ssm="triton", batch=1, seqlen=131072),
         ScanProblem(ssm="triton", batch=8, seqlen=2048),
         ScanProblem(ssm="triton", batch=32, seqlen=1024),
-        ScanProblem(ssm="triton", batch=1, seqlen=8192, chunk_size=64),
-        ScanProblem(ssm="triton", batch=1, seqlen=8192, chunk_size=128),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, carry="none"),
-        ScanProblem(ssm="triton", batch=1, seqlen=32768, carry="none"),
         ScanProblem(ssm="triton", batch=8, seqlen=2048, carry="none"),
         # Sixteen prompts of a batch without padding, and as many tokens of one.
         ScanProblem(ssm="triton", batch=1, seqlen=16384, nseqs=16),
@@ -135,6 +132,10 @@ if ON_GPU:
         ScanProblem(ssm="triton", batch=1, seqlen=8192, ngroups=8),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=32, headdim=128, ngroups=2, d_state=256),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=24, headdim=128, d_state=256),
+        ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=24),
+        # What other GPUs take, and calls that the Hopper kernels do not.
+        ScanProblem(ssm="portable", batch=1, seqlen=8192),
+        ScanProblem(ssm="portable", batch=8, seqlen=2048),
         ScanProblem(ssm="chunked", batch=1, seqlen=2048),
     ]
     MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 8192, [2048, 8192], [1, 16, 64, 256]

@@ -8,6 +8,7 @@ import torch
 
 from ssd_kernels import get_ssd
 from ssd_kernels.portable import chunk_scan
+from ssd_kernels.portable.pinned import imposed
 from tests.perf.problems import DEVICE, ON_GPU, SCAN_ERROR, exact_scan, relative_error, scans
 from tests.what_ran import watched
 
@@ -19,16 +20,23 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize("problem", problems, ids=[problem.name for problem in problems])
 
 
-def detuned(*args, **kwargs):
-    """The Triton scan with its longest kernel in half or twice the number of warps."""
+# A configuration of the Hopper scan that works for every size and is slow.
+DETUNED = {"block": {"CONSUMERS": 1, "SEGMENTS": 1, "PIECES": 1}, "num_warps": 4, "num_stages": 2}
+
+
+def detuned(ssd):
+    """A scan in Triton whose longest kernel is badly configured: half or twice the warps, few stages, no sharing."""
     tuned = chunk_scan.chunk_scan_config
 
-    def other(*sizes):
-        config = tuned(*sizes)
+    def other(*sizes, **options):
+        config = tuned(*sizes, **options)
         return replace(config, num_warps=4 if config.num_warps == 8 else 8)
 
-    with mock.patch.object(chunk_scan, "chunk_scan_config", other):
-        return get_ssd("triton")(*args, **kwargs)
+    def call(*args, **kwargs):
+        with mock.patch.object(chunk_scan, "chunk_scan_config", other), imposed("hopper_scan", DETUNED):
+            return ssd(*args, **kwargs)
+
+    return call
 
 
 def test_scan(benchmark, problem):
@@ -47,7 +55,7 @@ def test_scan(benchmark, problem):
         graph=ON_GPU,
         asked=problem.ssm,
         ran=ran,
-        plants={"detuned": detuned} if problem.ssm == "triton" else None,
+        plants={"detuned": detuned(ssd)} if problem.ssm in ("triton", "portable") else None,
     )
     with torch.inference_mode():
         benchmark(ssd, **inputs)

@@ -1,6 +1,7 @@
 """Every launch configuration of the Hopper kernels, and the rule that picks one; none is searched for at run time.
 
-Chosen on an H200; `docs/kernel_log.md` has the measurements.
+Chosen on an H200; `docs/kernel_log.md` has the measurements. An entry of `ssd_kernels/portable/pinned.json` comes
+first: of "hopper_prepare", or of "hopper_scan" for sizes as :func:`size_class` gives them.
 """
 
 import functools
@@ -11,6 +12,7 @@ from typing import Any
 import triton.language as tl
 
 from ssd_kernels.interface import Sizes
+from ssd_kernels.portable.pinned import Entry, pinned
 
 CHUNK = 64  # tokens worked on at once
 PART = 64  # channels of a head that a warpgroup works on
@@ -105,12 +107,70 @@ _FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME, _WORTHWHILE = 2.0, 10.0, 0.35, 0.97
 _MAX_SEGMENTS, _MAX_PIECES, _CHUNKS_OF_A_PIECE = 16, 4, 16
 
 
-@functools.lru_cache(maxsize=1024)
+def prepare_config() -> Config:
+    """The configuration of the preparation, whatever the call."""
+    entry = pinned("hopper_prepare")
+    return PREPARE if entry is None else Config(**entry)
+
+
 def scan_config(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
     """The configuration for a call on a GPU of `sms` multiprocessors; `period`: chunks from restart to restart.
 
-    The one that is estimated to be fastest, by constants measured once: the same sizes always give the same.
+    The one that the table has; or the one that is estimated to be fastest, by constants measured once. The same sizes
+    always give the same.
     """
+    entry = pinned("hopper_scan", *size_class(sizes, period))
+    return _fastest(sizes, period, sms) if entry is None else of_entry(entry, sizes)
+
+
+def size_class(sizes: Sizes, period: int | None) -> tuple[int, ...]:
+    """What decides a configuration: sequences, chunks of one, nheads, headdim, ngroups, d_state; period or 0."""
+    heads = (sizes.nheads, sizes.headdim, sizes.ngroups, sizes.d_state)
+    return (sizes.state_shape[0], _chunks(sizes), *heads, period or 0)
+
+
+def of_entry(entry: Entry, sizes: Sizes) -> ScanConfig:
+    """The configuration that an entry of the table stands for."""
+    block = entry["block"]
+    _, panels = _TILES[sizes.d_state, block["CONSUMERS"]]
+    cut = Cut(segments=block["SEGMENTS"], pieces_of_segment=block["PIECES"])
+    return ScanConfig(consumers=block["CONSUMERS"], stages=entry["num_stages"], panels=panels, cut=cut)
+
+
+def entry_of(config: ScanConfig) -> Entry:
+    """As the table has it; the opposite of :func:`of_entry`."""
+    cut = config.cut
+    block = {"CONSUMERS": config.consumers, "SEGMENTS": cut.segments, "PIECES": cut.pieces_of_segment}
+    return {"block": block, "num_warps": config.kwargs["num_warps"], "num_stages": config.stages}
+
+
+def scan_candidates(sizes: Sizes, period: int | None) -> list[Entry]:
+    """The configurations that a call may take, for a search."""
+    segments = [count for count in (1, 2, 3, 4, 6, 8) if _may_cut(sizes, period, count)]
+    cuts = [Cut(segments=count) for count in segments]
+    if period is None:
+        cuts += [Cut(segments=count, pieces_of_segment=pieces) for count in segments[1:] for pieces in (2, 4)]
+    return [
+        entry_of(ScanConfig(consumers=consumers, stages=stages - fewer, panels=panels, cut=cut))
+        for (d_state, consumers), (stages, panels) in _TILES.items()
+        if d_state == sizes.d_state and _parts(sizes) // sizes.ngroups % consumers == 0
+        for fewer in (0, 1)
+        for cut in cuts
+    ]
+
+
+def prepare_candidates() -> list[Entry]:
+    """As :func:`scan_candidates`, of the preparation."""
+    return [
+        {"block": {**PREPARE.block, "BLOCK_H": heads}, "num_warps": warps, "num_stages": PREPARE.num_stages}
+        for heads in (1, 2, 4, 8, 16, 32)
+        for warps in (1, 2, 4)
+    ]
+
+
+@functools.lru_cache(maxsize=1024)
+def _fastest(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
+    """By the estimate."""
     shared = [consumers for consumers in (2, 1) if _parts(sizes) // sizes.ngroups % consumers == 0]
     cuts = [segments for segments in range(1, _MAX_SEGMENTS + 1) if _may_cut(sizes, period, segments)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssd_kernels.hopper.configs import CHUNK, PREPARE, SEGMENT_STATES, Config, ScanConfig, scan_config
+from ssd_kernels.hopper.configs import CHUNK, SEGMENT_STATES, Config, ScanConfig, prepare_config, scan_config
 from ssd_kernels.hopper.coverage import covers
 from ssd_kernels.hopper.device import is_hopper, multiprocessors
 from ssd_kernels.interface import Sizes
@@ -45,7 +45,7 @@ def _hopper(x: Tensor, B: Tensor, chunk_size: int, cu_seqlens: Tensor | None, ca
         return
     period = chunk_size // CHUNK if carry == "none" else None
     config = scan_config(sizes, period, multiprocessors(x.device))
-    yield "_prepare_kernel", PREPARE, f"products and decays of chunks of {CHUNK}"
+    yield "_prepare_kernel", prepare_config(), f"products and decays of chunks of {CHUNK}"
     if config.cut.segments > 1 and period is None:
         yield "_segment_states_kernel", SEGMENT_STATES, f"pieces of {config.cut.segments} segments of a sequence"
     programs = f"{config.cut.segments} programs share a sequence" if config.cut.segments > 1 else "a sequence each"

@@ -21,7 +21,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from ssd_kernels.hopper import configs
-from ssd_kernels.hopper.configs import CHUNK, GROUP, PREPARE, RANGE, STEEP_STEP, STEEP_UNIT
+from ssd_kernels.hopper.configs import CHUNK, GROUP, RANGE, STEEP_STEP, STEEP_UNIT, prepare_config
 from ssd_kernels.hopper.slots import CUT, slot_bounds
 from ssd_kernels.interface import Sizes
 from ssd_kernels.launching import launch
@@ -66,7 +66,7 @@ def prepare(
     tails = None
     if sizes.nseqs is not None:
         tails = torch.empty((1, sizes.nseqs * CHUNK, sizes.ngroups, sizes.d_state), dtype=B.dtype, device=B.device)
-    config = PREPARE
+    config = prepare_config()
     products = nslots * sizes.ngroups
     blocks = -(-nslots // GROUP) * -(-sizes.nheads // config.block["BLOCK_H"])
     launch(

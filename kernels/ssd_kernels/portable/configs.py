@@ -4,8 +4,9 @@ Chosen on an H200; `docs/kernel_log.md` has the measurements. For other devices,
 `python -m ssd_kernels tune` puts what it finds into the table of :mod:`ssd_kernels.portable.pinned`, which comes first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -25,6 +26,23 @@ class Config:
     def kwargs(self) -> dict[str, Any]:
         """What a launch takes as keywords."""
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def tuned(kernel: str) -> Callable[[Callable[..., Config]], Callable[..., Config]]:
+    """For a rule: what the table has for the kernel and the rule's dtype and sizes comes first, but for its options."""
+
+    def wrap(rule: Callable[..., Config]) -> Callable[..., Config]:
+        @wraps(rule)
+        def config(*args: Any, **options: Any) -> Config:
+            if any(options.values()):
+                return rule(*args, **options)
+            sizes = (each for each in args if not isinstance(each, torch.device))
+            named = (str(each).removeprefix("torch.") if isinstance(each, torch.dtype) else int(each) for each in sizes)
+            return _pinned(kernel, *named) or rule(*args, **options)
+
+        return config
+
+    return wrap
 
 
 CHUNK_TABLE = Config(block={"BLOCK": 256}, num_warps=1)
@@ -93,7 +111,7 @@ def _ssd_step(headdim: int, d_state: int) -> Config:
     return Config(block={"BLOCK_P": block_p, "BLOCK_N": block_n}, num_warps=1)
 
 
-def _pinned(kernel: str, *sizes: int) -> Config | None:
+def _pinned(kernel: str, *sizes: int | str) -> Config | None:
     entry = pinned(kernel, *sizes)
     return None if entry is None else Config(**entry)
 
@@ -110,6 +128,7 @@ def chunk_state_config(dtype: torch.dtype, headdim: int) -> Config:
     return Config(block={"BLOCK_T": block_t}, num_warps=_warps(dtype, headdim), num_stages=3)
 
 
+@tuned("chunk_scan")
 def chunk_scan_config(dtype: torch.dtype, chunk_size: int, headdim: int, d_state: int, packed: bool) -> Config:
     """BLOCK_T: tokens of output; BLOCK_S: tokens reduced at once; BLOCK_N: of the state, at once."""
     rows, columns = (32, 16) if dtype == torch.float32 else (64, 32)

@@ -1,10 +1,11 @@
-"""Launch configurations searched on a class of devices by `python -m ssd_kernels tune`, as data: `pinned.json`.
+"""Launch configurations found on a class of devices by `python -m ssd_kernels tune`, as data: `pinned.json`.
 
     {"nvidia-h100-80gb-hbm3": {"gated_rms_norm": [{"sizes": [8192], "block": {"BLOCK": 8192, …}, "num_warps": 8,
                                                    "num_stages": 2}]}}
 
-Sizes are the arguments of the kernel's function in :mod:`ssd_kernels.portable.configs`. What has no entry there, and a
-device that has none, takes that function's rule, which was chosen on an H200.
+Sizes are the arguments of the kernel's function in :mod:`ssd_kernels.portable.configs`; of the Hopper kernels, whose
+names begin with "hopper", what :mod:`ssd_kernels.hopper.configs` says. What has no entry there, and a device that has
+none, takes that function's rule, which was chosen on an H200.
 """
 
 import json
@@ -20,11 +21,15 @@ FILE = Path(__file__).with_name("pinned.json")
 
 Entry = dict[str, Any]  # block, num_warps, num_stages
 
+Size = int | str
+
 _imposed: dict[str, Entry] = {}  # by kernel
+_asked: dict[str, tuple[Size, ...]] = {}  # by kernel, the last
 
 
-def pinned(kernel: str, *sizes: int) -> Entry | None:
+def pinned(kernel: str, *sizes: Size) -> Entry | None:
     """The current device's entry for a kernel and sizes; None where there is none."""
+    _asked[kernel] = sizes
     if _imposed and kernel in _imposed:
         return _imposed[kernel]
     table = _table()
@@ -34,11 +39,21 @@ def pinned(kernel: str, *sizes: int) -> Entry | None:
 @contextmanager
 def imposed(kernel: str, entry: Entry) -> Iterator[None]:
     """Meanwhile a kernel runs as this entry says, whatever the sizes."""
+    # Imported only here: where nothing is imposed, nothing needs Triton.
+    from ssd_kernels.repeating import forget
+
     _imposed[kernel] = entry
+    forget()
     try:
         yield
     finally:
         del _imposed[kernel]
+        forget()
+
+
+def asked(kernel: str) -> tuple[Size, ...]:
+    """The sizes of a kernel that an entry was last asked for."""
+    return _asked[kernel]
 
 
 def device_class() -> str:
@@ -58,7 +73,7 @@ def store(found: dict[str, list[Entry]], file: Path = FILE) -> None:
 
 
 @cache
-def _table() -> dict[tuple[str, str, tuple[int, ...]], Entry]:
+def _table() -> dict[tuple[str, str, tuple[Size, ...]], Entry]:
     return {
         (name, kernel, tuple(entry["sizes"])): {key: entry[key] for key in ("block", "num_warps", "num_stages")}
         for name, kernels in _read(FILE).items()

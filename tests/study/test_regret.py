@@ -1,0 +1,85 @@
+"""How much slower what ships is than the best that the search for configurations finds, measured in turn."""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from kernelgate import cuda
+from ssd_kernels import get_op
+from ssd_kernels.tune import fastest, measure, search, taking
+from ssd_kernels.tune_problems import Problem, operator_problems
+from ssd_kernels.tune_scans import hopper_problems
+from tests.perf.problems import DEVICE, ON_GPU, ScanProblem
+from tests.study.calls import CHUNK
+
+pytestmark = [
+    pytest.mark.study,
+    pytest.mark.benchmark(group="regret"),
+    pytest.mark.skipif(not ON_GPU, reason="the search for configurations needs a GPU"),
+]
+
+BUDGET = 0.05
+ROUNDS = 25
+SCANS = ((1, 1024), (1, 8192), (8, 2048), (32, 1024))
+PROBLEMS = {
+    "-".join([problem.kernel, *map(str, problem.sizes)]): problem
+    for problem in (*operator_problems(8192, 64), *hopper_problems(8192, SCANS))
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_regret(benchmark, name):
+    problem = PROBLEMS[name]
+    if problem.implementation == "hopper" and torch.cuda.get_device_capability(DEVICE) != (9, 0):
+        pytest.skip("the Hopper scan needs compute capability 9.0")
+    inputs = problem.make(torch.bfloat16)
+    call = partial(get_op(problem.operator, problem.implementation), **inputs)
+    with torch.inference_mode():
+        best = fastest(search(problem, torch.bfloat16, measure))
+        shipped, found = in_turn(captured(problem, {}, call), captured(problem, best.entry, call))
+        regret = shipped / found - 1
+        benchmark.declare(
+            bytes=moved(inputs, call), flops=operations(problem, inputs), device=DEVICE, graph=True,
+            asked=problem.implementation, info={"regret": regret},
+        )  # fmt: skip
+        benchmark(call)
+    assert regret <= BUDGET, f"{best.entry} is faster by {regret:.1%}"
+
+
+def captured(problem: Problem, entry: dict[str, Any], call: Callable[[], Any]) -> Callable[[], Any]:
+    """A graph of the call in one configuration."""
+    with taking(problem, entry):
+        return cuda.capture(call, DEVICE)
+
+
+def in_turn(*calls: Callable[[], Any]) -> list[float]:
+    """Median seconds of each, a round of all after another, so that the clock is the same for all."""
+    timer = cuda.device_timer(DEVICE)
+    for call in calls:
+        cuda.warm_up(call, DEVICE)
+    lead = max(map(timer.lead_for, calls))
+    overhead = timer.overhead_of(graph=True)
+    rounds = [[timer.time(call, lead, overhead)[0] for call in calls] for _ in range(ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def moved(inputs: dict[str, Any], call: Callable[[], Any]) -> int:
+    """Bytes of every tensor once, and of what is updated in place once more."""
+    results = call()
+    updated = [inputs[name] for name in ("state", "window") if name in inputs]
+    tensors = [*inputs.values(), *updated, *(results if isinstance(results, tuple) else (results,))]
+    return sum(each.numel() * each.itemsize for each in tensors if isinstance(each, torch.Tensor))
+
+
+def operations(problem: Problem, inputs: dict[str, Any]) -> int:
+    """Operations of a call: by element of what the operator walks, and of a scan as the perf suite counts them."""
+    if problem.operator == "ssd":
+        batch, seqlen = inputs["x"].shape[:2]
+        return ScanProblem(ssm="", batch=batch, seqlen=seqlen, chunk_size=CHUNK).flops
+    walked = {"causal_conv1d": ("x", 12), "causal_conv1d_step": ("x", 12), "gated_rms_norm": ("y", 10)}
+    name, each = walked.get(problem.operator, ("state", 6))
+    return inputs[name].numel() * each
