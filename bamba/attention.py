@@ -29,10 +29,9 @@ class Attention(nn.Module):
 
     def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: AttentionCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
-        step = self.operators.linear_step
         q, k, v = (  # (b, t, heads, headdim)
             torch.unflatten(projected, -1, (-1, self.headdim))
-            for projected in project_each(hidden, (self.q_proj, self.k_proj, self.v_proj), step, norm=norm)
+            for projected in project_each(hidden, (self.q_proj, self.k_proj, self.v_proj), self.operators, norm=norm)
         )
         attend = self.operators.attention_step
         if attend is not None and cache is not None and positions.held is not None and _is_step(q, positions):
@@ -40,7 +39,7 @@ class Attention(nn.Module):
                 q[:, 0], k[:, 0], v[:, 0], positions.cos[:, 0], positions.sin[:, 0], cache.keys, cache.values,
                 positions.held,
             )  # fmt: skip
-            return project(out.flatten(1)[:, None], self.o_proj, step, residual=hidden)
+            return project(out.flatten(1)[:, None], self.o_proj, self.operators, residual=hidden)
         q, k = rotate(q, positions), rotate(k, positions)
         if cache is not None:
             cache.keys[positions.rows, :, positions.t] = k
@@ -57,7 +56,7 @@ class Attention(nn.Module):
         out = out.transpose(1, 2)
         if packed is not None:
             out = packed.gather(out)
-        return project(out.flatten(-2), self.o_proj, step, residual=hidden)
+        return project(out.flatten(-2), self.o_proj, self.operators, residual=hidden)
 
 
 def _is_step(q: Tensor, positions: Positions) -> bool:

@@ -156,7 +156,7 @@ class Bamba(nn.Module):
         return cast("Tensor", places.index_copy(0, targets.to(hidden.device), logits).unflatten(0, shape))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return project(hidden, self.lm_head, self.model.operators.linear_step, norm=self.model.final_layernorm)
+        return project(hidden, self.lm_head, self.model.operators, norm=self.model.final_layernorm)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights, and let what depends on them follow; every such call passes here."""
@@ -222,6 +222,5 @@ class MLP(nn.Module):
 
     def forward(self, hidden: Tensor, norm: nn.RMSNorm) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
-        step = self.operators.linear_step
-        gated = project(hidden, self.gate_proj, step, norm=norm, up=self.up_proj)
-        return project(gated, self.down_proj, step, residual=hidden)
+        gated = project(hidden, self.gate_proj, self.operators, norm=norm, up=self.up_proj)
+        return project(gated, self.down_proj, self.operators, residual=hidden)

@@ -7,6 +7,7 @@ from ssd_kernels import SSD, get_op
 from ssd_kernels.attention_step import AttentionStep
 from ssd_kernels.conv_interface import CausalConv1d
 from ssd_kernels.linear_step import LinearStep
+from ssd_kernels.mlp_interface import RMSNorm, SwiGLU
 from ssd_kernels.norm import GatedRMSNorm
 from ssd_kernels.registry import default_name
 from ssd_kernels.step_interface import MixerStep
@@ -22,8 +23,10 @@ class Operators(NamedTuple):
     causal_conv1d: CausalConv1d
     mixer_step: MixerStep
     gated_rms_norm: GatedRMSNorm
-    linear_step: LinearStep | None  # these two for a few tokens; None where the layers' own modules are as good
+    linear_step: LinearStep | None  # these two for a few tokens; None where modules are as good, in torch
     attention_step: AttentionStep | None
+    rms_norm: RMSNorm | None  # in the place of modules, like swiglu; None likewise
+    swiglu: SwiGLU | None
 
 
 def choose_operators(ssm: str, device_type: str) -> Operators:
@@ -51,4 +54,6 @@ def choose_operators(ssm: str, device_type: str) -> Operators:
         gated_rms_norm=choose("gated_rms_norm"),
         linear_step=get_op("linear_step", "triton") if steps else None,
         attention_step=get_op("attention_step", "triton") if steps else None,
+        rms_norm=get_op("rms_norm", "triton") if steps else None,
+        swiglu=get_op("swiglu", "triton") if steps else None,
     )

@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_kernels.linear_step import LinearStep
+from bamba.operators import Operators
 
 FEW = 16  # tokens; beyond, cuBLAS reads the weights as fast, and fused work is done anew by every program
+WIDE = 8192  # outputs; fewer are too few programs to read the weights of several tokens at once
 
 
 def project(
     x: Tensor,
     linear: nn.Module,
-    step: LinearStep | None,
+    operators: Operators,
     *,
     norm: nn.RMSNorm | None = None,
     gate: Tensor | None = None,
@@ -27,7 +28,7 @@ def project(
     Args:
         x: (…, in_features).
         linear: the projection. What someone has put in its place (an adapter, a quantised layer) is called as it is.
-        step: the operator for a few tokens; None to go module by module.
+        operators: what a model on a GPU has for a few tokens, for norms and for gates, in the place of modules.
         norm: the norm before it.
         gate: (1, in_features), the gate before the norm, where :func:`takes_gate`.
         up: a second projection, which that one's silu multiplies.
@@ -36,6 +37,7 @@ def project(
     Returns:
         (…, out_features).
     """
+    step = operators.linear_step
     if step is not None and _suits(x, linear, up):
         weights = cast("nn.Linear", linear)
         out = step(
@@ -47,29 +49,36 @@ def project(
         )  # fmt: skip
         return cast("Tensor", torch.unflatten(out, 0, x.shape[:-1]))
     if norm is not None:
-        x = norm(x)
+        x = normed(x, norm, operators)
     out = linear(x)
     if up is not None:
-        out = F.silu(out) * up(x)
+        out = F.silu(out) * up(x) if operators.swiglu is None else operators.swiglu(out, up(x))
     return cast("Tensor", out if residual is None else residual + out)
 
 
 def project_each(
-    x: Tensor, linears: Sequence[nn.Module], step: LinearStep | None, *, norm: nn.RMSNorm
+    x: Tensor, linears: Sequence[nn.Module], operators: Operators, *, norm: nn.RMSNorm
 ) -> Iterator[Tensor]:
     """:func:`project` of one normed input by several layers; the norm is taken once, or within each operator."""
-    normed = None
+    shared = None
     for linear in linears:
-        if step is not None and _suits(x, linear, None):
-            yield project(x, linear, step, norm=norm)
+        if operators.linear_step is not None and _suits(x, linear, None):
+            yield project(x, linear, operators, norm=norm)
         else:
-            normed = norm(x) if normed is None else normed
-            yield linear(normed)
+            shared = normed(x, norm, operators) if shared is None else shared
+            yield linear(shared)
 
 
-def takes_gate(x: Tensor, linear: nn.Module, step: LinearStep | None) -> bool:
+def normed(x: Tensor, norm: nn.RMSNorm, operators: Operators) -> Tensor:
+    """What the norm makes of (…, width)."""
+    if operators.rms_norm is None or type(norm) is not nn.RMSNorm or norm.weight is None:
+        return cast("Tensor", norm(x))
+    return operators.rms_norm(x, norm.weight, eps=cast("float", norm.eps))
+
+
+def takes_gate(x: Tensor, linear: nn.Module, operators: Operators) -> bool:
     """Whether :func:`project` takes a gate: of one token, which every program gates anew."""
-    return step is not None and x.numel() == x.shape[-1] and _suits(x, linear, None)
+    return operators.linear_step is not None and x.numel() == x.shape[-1] and _suits(x, linear, None)
 
 
 def _suits(x: Tensor, linear: nn.Module, up: nn.Module | None) -> bool:
@@ -78,8 +87,9 @@ def _suits(x: Tensor, linear: nn.Module, up: nn.Module | None) -> bool:
     Weighed inputs that are not divided yet might not fit fp16.
     """
     layers = [linear] if up is None else [linear, up]
+    rows = x.numel() // x.shape[-1]
     return (
-        x.numel() <= FEW * x.shape[-1]
+        (rows == 1 or (rows <= FEW and getattr(linear, "out_features", 0) >= WIDE))
         and x.dtype != torch.float16
         and all(type(layer) is nn.Linear for layer in layers)
         and (up is None or linear.bias is None is up.bias)

@@ -26,6 +26,14 @@ _BUILT_IN = {
         "torch": "ssd_kernels.norm:gated_rms_norm",
         "triton": "ssd_kernels.portable.gated_rms_norm:gated_rms_norm",
     },
+    "rms_norm": {
+        "torch": "ssd_kernels.mlp_interface:rms_norm",
+        "triton": "ssd_kernels.portable.rms_norm:rms_norm",
+    },
+    "swiglu": {
+        "torch": "ssd_kernels.mlp_interface:swiglu",
+        "triton": "ssd_kernels.portable.swiglu:swiglu",
+    },
     "attention_step": {
         "torch": "ssd_kernels.attention_step:attention_step",
         "triton": "ssd_kernels.portable.attention_step:attention_step",

@@ -53,6 +53,7 @@ CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_war
 # The search for the sequence of a program's first token keeps registers that wide rows would spill.
 CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 64, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
 CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 128}, num_warps=4)
+SWIGLU = Config(block={"BLOCK": 1024}, num_warps=4)
 
 MAX_CONV_WIDTH = 4  # taps
 
@@ -70,6 +71,13 @@ def causal_conv1d_step_config() -> Config:
 def gated_rms_norm_config(width: int) -> Config:
     """BLOCK: elements of a norm held at once, a wider one is read twice; ROWS: norms a program; STAGES: in flight."""
     return _pinned("gated_rms_norm", width) or _gated_rms_norm(width)
+
+
+@cache
+def rms_norm_config(width: int) -> Config:
+    """BLOCK: elements of a row, all of them."""
+    block = _power_of_2(width)
+    return Config(block={"BLOCK": block}, num_warps=min(max(block // 1024, 1), 16))
 
 
 @cache
