@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssd_kernels import get_ssd
-from ssd_kernels.hopper.configs import Cut
+from ssd_kernels.hopper.configs import CHUNK, Cut
 from tests.correctness.budget import assert_within_budget, plain_torch, truth
 from tests.correctness.hopper_model import hopper_model
 from tests.correctness.implementations import carries, needs_hopper, own_state_in
@@ -126,6 +126,18 @@ def test_steps_of_both_signs_equal_the_recurrence(scan):
     inputs = PROBLEM.but(softplus=False, bias=False, dt_limit=(-0.05, 0.05)).inputs(torch.bfloat16)
     inputs["dt"] = torch.randn_like(inputs["dt"]) * 0.04
     check(scan, inputs)
+
+
+@on_cpu
+def test_steps_are_right_to_sixteen_bits_however_small():
+    """Where nothing decays, w is the step itself, in two bf16 numbers of which the second may not underflow."""
+    inputs = PROBLEM.but(bias=False, initial=False, seqlen=256).inputs(torch.bfloat16)
+    inputs["A"] = torch.zeros_like(inputs["A"])
+    inputs["dt"] = torch.linspace(-70, 30, 512).reshape(inputs["dt"].shape)
+    _, _, run = hopper_model(inputs)
+    w = run.prepared.factors[..., : 2 * CHUNK].unflatten(-1, (2, CHUNK)).double().sum(-2)
+    exact = torch.log1p(inputs["dt"].double().exp())
+    torch.testing.assert_close(w.flatten(2).transpose(1, 2), exact, rtol=2.0**-15, atol=0)
 
 
 @both

@@ -27,8 +27,12 @@ GROUP_RANGE = 128.0
 STEEP_UNIT = tl.constexpr(2.0**-17)
 STEEP_STEP = tl.constexpr(192.0)
 
-# Whether the scan is put on the device while the preparation still runs, and waits there for its end.
-EARLY_START = False
+# Whether the scan is put on the device while the preparation still runs, and waits there for its end. Before that it
+# only loads what the call was given: the preparation, an ordinary launch, has waited for whatever wrote that. It writes
+# nothing before, every program of it waits, and what is launched after it waits for all of it: so no workspace that the
+# allocator hands to the next call is read late. Where states of segments are found in between, by an ordinary launch
+# too, the scan waits for that one, which has waited for the preparation.
+EARLY_START = True
 
 # The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
 TILE_RANK = 3
@@ -50,7 +54,7 @@ class Config:
         return {**self.block, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-PREPARE = Config(block={"BLOCK_H": 4, "BLOCK_S": 64}, num_warps=2)
+PREPARE = Config(block={"BLOCK_H": 16}, num_warps=4)
 SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
 
 
@@ -161,11 +165,8 @@ def scan_candidates(sizes: Sizes, period: int | None) -> list[Entry]:
 
 def prepare_candidates() -> list[Entry]:
     """As :func:`scan_candidates`, of the preparation."""
-    return [
-        {"block": {**PREPARE.block, "BLOCK_H": heads}, "num_warps": warps, "num_stages": PREPARE.num_stages}
-        for heads in (1, 2, 4, 8, 16, 32)
-        for warps in (1, 2, 4)
-    ]
+    # Four warps, as the products are a warpgroup's.
+    return [{**vars(PREPARE), "block": {**PREPARE.block, "BLOCK_H": heads}} for heads in (4, 8, 16, 32)]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -13,8 +13,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from triton.language.extra.cuda import gdc_wait
 
-from ssd_kernels.hopper.prepare import CLOSING, OPENING, STEEP
+from ssd_kernels.hopper.decays import CLOSING, OPENING, STEEP
 from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
 from ssd_kernels.hopper.steep import steep_chunk
 from ssd_kernels.hopper.transfers import store_tile
@@ -26,7 +27,7 @@ def consumer(
     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr,
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr,
     Q: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, NEGLIGIBLE: gl.constexpr,
-    RANK: gl.constexpr,
+    RANK: gl.constexpr, EARLY_START: gl.constexpr,
 ):  # fmt: skip
     """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state."""
     PANEL: gl.constexpr = N // PANELS
@@ -45,6 +46,8 @@ def consumer(
     steps_ptr += (batch * nheads + head).to(gl.int64) * nslots * Q
     y_tile = y_tiles.index(j)
     D = _skip(D_ptr, strides[0], head, channel, P, LY)
+    if EARLY_START:
+        gdc_wait()
     S0, S1 = _entering_state(
         initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut,
         PARTS, P, N, PANELS, RESTART, NEGLIGIBLE, LS,

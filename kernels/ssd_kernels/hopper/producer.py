@@ -3,6 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.language.extra.cuda import gdc_wait
 
 from ssd_kernels.hopper.transfers import load_tile
 
@@ -12,47 +13,91 @@ def producer(
     descriptors, tiles, barriers, place, bounds,
     CONSUMERS: gl.constexpr, PARTS: gl.constexpr, PART: gl.constexpr, D_STATE: gl.constexpr, PANELS: gl.constexpr,
     CHUNK: gl.constexpr, EXPONENTS: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
+    EARLY_START: gl.constexpr,
 ):  # fmt: skip
     """Fill a stage for each slot of the segment: what all consumers share, and x and the decays of each."""
-    x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, tails_desc = descriptors
-    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, _, exponents_tiles, _ = tiles
-    full, empty = barriers
-    batch, row, group, first_part, nheads, ngroups, nslots, before = place
-    start, stop, first, _, begin, end = bounds
-    SHARED: gl.constexpr = CHUNK * D_STATE * 4 + CHUNK * CHUNK * 2
-    BYTES: gl.constexpr = SHARED + CONSUMERS * (CHUNK * PART * 2 + CHUNK * 8 + 128)
-    PANEL: gl.constexpr = D_STATE // PANELS
+    _, empty = barriers
+    begin, end = bounds[4], bounds[5]
+    # What the preparation does not make is asked for before it has ended.
+    ahead = gl.minimum(begin + STAGES, end)
+    for slot in range(begin, ahead):
+        _load_inputs(
+            descriptors, tiles, barriers, place, bounds, slot, slot - begin,
+            CONSUMERS, PARTS, PART, D_STATE, PANELS, CHUNK, PACKED, RANK,
+        )  # fmt: skip
+    if EARLY_START:
+        gdc_wait()
     stage = 0
-    phase = 1
+    phase = 0
     for slot in range(begin, end):
-        token = start + (slot - first) * CHUNK
-        mbarrier.wait(empty.index(stage), phase)
-        mbarrier.expect(full.index(stage), BYTES)
-        arrived = full.index(stage)
-        for j in gl.static_range(CONSUMERS):
-            head = (first_part + j) // PARTS
-            channel = (first_part + j) % PARTS * PART
-            k = (batch * nheads + head) * nslots + slot
-            mine = stage * CONSUMERS + j
-            load_tile(x_desc, batch, before, token, head, channel, arrived, x_tiles.index(mine), PARTS * PART, RANK)
-            tma.async_copy_global_to_shared(factors_desc, [k * (4 * CHUNK)], arrived, factors_tiles.index(mine))
-            tma.async_copy_global_to_shared(exponents_desc, [k * EXPONENTS], arrived, exponents_tiles.index(mine))
-        for n in gl.static_range(PANELS):
-            mine = stage * PANELS + n
-            panel = n * PANEL
-            B_tile = B_tiles.index(mine)
-            load_tile(C_desc, batch, before, token, group, panel, arrived, C_tiles.index(mine), D_STATE, RANK)
-            if PACKED:
-                if token + CHUNK > stop:
-                    # The next sequence's tokens would follow here.
-                    load_tile(tails_desc, batch, before, row * CHUNK, group, panel, arrived, B_tile, D_STATE, RANK)
-                else:
-                    load_tile(B_desc, batch, before, token, group, panel, arrived, B_tile, D_STATE, RANK)
-            else:
-                load_tile(B_desc, batch, before, token, group, panel, arrived, B_tile, D_STATE, RANK)
-        CB_row = ((batch * nslots + slot) * ngroups + group) * CHUNK
-        tma.async_copy_global_to_shared(CB_desc, [CB_row, 0], arrived, CB_tiles.index(stage))
+        if slot >= ahead:
+            mbarrier.wait(empty.index(stage), phase ^ 1)
+            _load_inputs(
+                descriptors, tiles, barriers, place, bounds, slot, stage,
+                CONSUMERS, PARTS, PART, D_STATE, PANELS, CHUNK, PACKED, RANK,
+            )  # fmt: skip
+        _load_prepared(
+            descriptors, tiles, barriers, place, bounds, slot, stage,
+            CONSUMERS, PARTS, D_STATE, PANELS, CHUNK, EXPONENTS, PACKED, RANK,
+        )  # fmt: skip
         stage += 1
         if stage == STAGES:
             stage = 0
             phase ^= 1
+
+
+@gluon.jit
+def _load_inputs(
+    descriptors, tiles, barriers, place, bounds, slot, stage,
+    CONSUMERS: gl.constexpr, PARTS: gl.constexpr, PART: gl.constexpr, D_STATE: gl.constexpr, PANELS: gl.constexpr,
+    CHUNK: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
+):  # fmt: skip
+    """Say how much a stage is to hold, and ask for x, C and, where no other sequence follows in the tile, B."""
+    x_desc, B_desc, C_desc, _, _, _, _ = descriptors
+    x_tiles, B_tiles, C_tiles, _, _, _, _, _ = tiles
+    batch, _, group, first_part, _, _, _, before = place
+    SHARED: gl.constexpr = CHUNK * D_STATE * 4 + CHUNK * CHUNK * 2
+    BYTES: gl.constexpr = SHARED + CONSUMERS * (CHUNK * PART * 2 + CHUNK * 8 + 128)
+    PANEL: gl.constexpr = D_STATE // PANELS
+    token = bounds[0] + (slot - bounds[2]) * CHUNK
+    arrived = barriers[0].index(stage)
+    mbarrier.expect(arrived, BYTES)
+    for j in gl.static_range(CONSUMERS):
+        head = (first_part + j) // PARTS
+        channel = (first_part + j) % PARTS * PART
+        x_tile = x_tiles.index(stage * CONSUMERS + j)
+        load_tile(x_desc, batch, before, token, head, channel, arrived, x_tile, PARTS * PART, RANK)
+    for n in gl.static_range(PANELS):
+        C_tile, B_tile = C_tiles.index(stage * PANELS + n), B_tiles.index(stage * PANELS + n)
+        load_tile(C_desc, batch, before, token, group, n * PANEL, arrived, C_tile, D_STATE, RANK)
+        if PACKED:
+            if token + CHUNK <= bounds[1]:
+                load_tile(B_desc, batch, before, token, group, n * PANEL, arrived, B_tile, D_STATE, RANK)
+        else:
+            load_tile(B_desc, batch, before, token, group, n * PANEL, arrived, B_tile, D_STATE, RANK)
+
+
+@gluon.jit
+def _load_prepared(
+    descriptors, tiles, barriers, place, bounds, slot, stage,
+    CONSUMERS: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, PANELS: gl.constexpr, CHUNK: gl.constexpr,
+    EXPONENTS: gl.constexpr, PACKED: gl.constexpr, RANK: gl.constexpr,
+):  # fmt: skip
+    """Ask for the decays, CB and, where another sequence follows in the tile, B as the preparation copied it."""
+    _, _, _, CB_desc, factors_desc, exponents_desc, tails_desc = descriptors
+    _, B_tiles, _, CB_tiles, factors_tiles, _, exponents_tiles, _ = tiles
+    batch, row, group, first_part, nheads, ngroups, nslots, before = place
+    PANEL: gl.constexpr = D_STATE // PANELS
+    arrived = barriers[0].index(stage)
+    for j in gl.static_range(CONSUMERS):
+        k = (batch * nheads + (first_part + j) // PARTS) * nslots + slot
+        mine = stage * CONSUMERS + j
+        tma.async_copy_global_to_shared(factors_desc, [k * (4 * CHUNK)], arrived, factors_tiles.index(mine))
+        tma.async_copy_global_to_shared(exponents_desc, [k * EXPONENTS], arrived, exponents_tiles.index(mine))
+    CB_row = ((batch * nslots + slot) * ngroups + group) * CHUNK
+    tma.async_copy_global_to_shared(CB_desc, [CB_row, 0], arrived, CB_tiles.index(stage))
+    if PACKED:  # noqa: SIM102 -- decided when compiled
+        if bounds[0] + (slot - bounds[2] + 1) * CHUNK > bounds[1]:
+            for n in gl.static_range(PANELS):
+                B_tile = B_tiles.index(stage * PANELS + n)
+                load_tile(tails_desc, batch, before, row * CHUNK, group, n * PANEL, arrived, B_tile, D_STATE, RANK)

@@ -12,13 +12,13 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
-from triton.language.extra.cuda import gdc_wait
 
 from ssd_kernels.hopper import configs
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
+from ssd_kernels.hopper.decays import EXPONENTS
 from ssd_kernels.hopper.descriptors import common_rank, flat, tiled
-from ssd_kernels.hopper.prepare import EXPONENTS, Prepared
+from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.producer import producer
 from ssd_kernels.hopper.segment_states import Pieces
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
@@ -114,8 +114,6 @@ def _scan_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=CONSUMERS)
-    if EARLY_START:
-        gdc_wait()
     tiles = (x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles)
     barriers = (full, empty)
     descriptors = (x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, tails_desc)
@@ -125,11 +123,11 @@ def _scan_kernel(
             [
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
                 )),
                 (producer, (
                     descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
-                    STAGES, PACKED, RANK,
+                    STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
             [1], [24],
@@ -139,15 +137,15 @@ def _scan_kernel(
             [
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
                 )),
                 (consumer, (
                     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK,
+                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
                 )),
                 (producer, (
                     descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
-                    STAGES, PACKED, RANK,
+                    STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
             [4, 1], [REGISTERS, 24],

@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, SEGMENT_STATES, Cut
-from ssd_kernels.hopper.prepare import EXPONENTS, TO_END, TOTAL, Prepared
+from ssd_kernels.hopper.decays import EXPONENTS, TO_END, TOTAL
+from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
 from ssd_kernels.interface import Sizes
 from ssd_kernels.launching import launch

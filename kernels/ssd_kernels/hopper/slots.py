@@ -30,26 +30,31 @@ def sequence_bounds(sequence, cu_seqlens_ptr, cu_stride, seqlen):
 
 
 @triton.jit
-def slot_bounds(slots, cu_seqlens_ptr, cu_stride, seqlen, nseqs, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def slot_bounds(slots, cu_seqlens_ptr, cu_stride, seqlen, nslots, nseqs, CHUNK: tl.constexpr):
     """Of the chunks in `slots` (K,): the first token, the number of tokens, the sequence; 0 and −1 in an empty slot."""
     if cu_seqlens_ptr is None:
         sequence = slots * 0
         first = slots.to(tl.int64) * CHUNK
         count = seqlen - first
     else:
+        # The sequences that begin at or before each slot, counted by halving: powers of two are added up.
+        step = 1
+        while step * 2 <= nseqs:
+            step *= 2
         found = slots * 0
-        for i in range(0, nseqs, BLOCK):
-            offs = i + tl.arange(0, BLOCK)
-            start = tl.load(cu_seqlens_ptr + offs.to(tl.int64) * cu_stride, mask=offs < nseqs, other=0).to(tl.int64)
-            first_slot = tl.minimum(tl.maximum(start, 0), seqlen) // CHUNK + offs
-            before = (first_slot[None, :] <= slots[:, None]) & (offs < nseqs)[None, :]
-            found += tl.sum(before.to(tl.int32), 1)
+        while step > 0:
+            tried = found + step - 1
+            inside = tried < nseqs
+            start = tl.load(cu_seqlens_ptr + tried.to(tl.int64) * cu_stride, mask=inside, other=0).to(tl.int64)
+            first_slot = tl.minimum(tl.maximum(start, 0), seqlen) // CHUNK + tried
+            found = tl.where(inside & (first_slot <= slots), tried + 1, found)
+            step = step // 2
         sequence = tl.maximum(found - 1, 0)
         start, stop = sequence_bounds(sequence.to(tl.int64), cu_seqlens_ptr, cu_stride, seqlen)
         first = start + (slots - (start // CHUNK + sequence)) * CHUNK
         # Not before the start: an entry of cu_seqlens may be wrong.
         count = tl.where(first < start, 0, stop - first)
-    count = tl.minimum(tl.maximum(count, 0), CHUNK)
+    count = tl.minimum(tl.maximum(count, 0), CHUNK).to(tl.int32)
     return first, count, tl.where(count > 0, sequence, -1)
 
 
