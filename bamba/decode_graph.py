@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from bamba.cache import Cache
 from bamba.model import Bamba
 
 
@@ -28,7 +27,7 @@ class DecodeGraph:
     def __init__(self, model: Bamba, *, batch: int, max_len: int) -> None:
         if model.device.type != "cuda":
             raise ValueError(f"model must be on a CUDA device, got {model.device}")
-        self.cache: Cache = model.new_cache(batch=batch, max_len=max_len)
+        self.cache = model.new_cache(batch=batch, max_len=max_len)
         self._token_ids = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
         self._graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.device(model.device):
@@ -41,7 +40,7 @@ class DecodeGraph:
                 self.cache.reset()
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(self._graph):
-                self._logits = model(self._token_ids, self.cache)
+                self._logits: Tensor = model(self._token_ids, self.cache)
             self.cache.reset()
 
     def step(self, token_ids: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ class Mamba2(nn.Module):
         return {"D": self.D, "dt_bias": self.dt_bias, "dt_softplus": True, "dt_limit": self.config.ssm_dt_limit}
 
 
-def _decay_rates(A_log: Tensor) -> Tensor:  # noqa: N803
+def _decay_rates(A_log: Tensor) -> Tensor:
     return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 

@@ -32,7 +32,7 @@ def project(
         norm: the norm before it.
         gate: (1, in_features), the gate before the norm, where :func:`takes_gate`.
         up: a second projection, which that one's silu multiplies.
-        residual: (…, out_features), what is added.
+        residual: (…, out_features), what is added; on a GPU, where no gradient is recorded, it may be overwritten.
 
     Returns:
         (…, out_features).
@@ -47,13 +47,29 @@ def project(
             up_weight=None if up is None else cast("nn.Linear", up).weight,
             residual=None if residual is None else residual.flatten(0, -2),
         )  # fmt: skip
-        return cast("Tensor", torch.unflatten(out, 0, x.shape[:-1]))
+        return torch.unflatten(out, 0, x.shape[:-1])
     if norm is not None:
         x = normed(x, norm, operators)
+    if residual is not None and up is None and _may_add_to(residual, linear, operators):
+        rows, weight = residual.flatten(0, -2), cast("nn.Linear", linear).weight
+        rows.addmm_(x.flatten(0, -2), weight.t())
+        return residual
     out = linear(x)
     if up is not None:
         out = F.silu(out) * up(x) if operators.swiglu is None else operators.swiglu(out, up(x))
-    return cast("Tensor", out if residual is None else residual + out)
+    return out if residual is None else residual + out
+
+
+def _may_add_to(residual: Tensor, linear: nn.Module, operators: Operators) -> bool:
+    """Whether a product may be added to the residual by the kernel that makes it: a launch less, and one rounding."""
+    return (
+        operators.rms_norm is not None
+        and type(linear) is nn.Linear
+        and cast("Tensor | None", linear.bias) is None
+        and not torch.is_grad_enabled()
+        and residual.dtype == linear.weight.dtype
+        and residual.is_contiguous()
+    )
 
 
 def project_each(
@@ -71,7 +87,7 @@ def project_each(
 
 def normed(x: Tensor, norm: nn.RMSNorm, operators: Operators) -> Tensor:
     """What the norm makes of (…, width)."""
-    if operators.rms_norm is None or type(norm) is not nn.RMSNorm or norm.weight is None:
+    if operators.rms_norm is None or type(norm) is not nn.RMSNorm:
         return cast("Tensor", norm(x))
     return operators.rms_norm(x, norm.weight, eps=cast("float", norm.eps))
 

@@ -59,13 +59,15 @@ def attention_step(
     seen = torch.arange(max_len, device=q.device) <= lengths[:, None]
     # A place without a token may hold anything, a NaN too, which a mask would keep.
     unseen = ~seen[:, None, :, None]
-    return F.scaled_dot_product_attention(
-        q[:, :, None], keys.masked_fill(unseen, 0.0), values.masked_fill(unseen, 0.0), attn_mask=seen[:, None, None], enable_gqa=True
-    )[:, :, 0].contiguous()  # fmt: skip
+    held_keys, held_values = keys.masked_fill(unseen, 0.0), values.masked_fill(unseen, 0.0)
+    out = F.scaled_dot_product_attention(
+        q[:, :, None], held_keys, held_values, attn_mask=seen[:, None, None], enable_gqa=True
+    )
+    return out[:, :, 0].contiguous()
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (batch, heads, headdim) with its first elements turned by angles (batch, rotary_dim / 2)."""
+    """Heads (batch, heads, headdim) with their first elements turned by angles (batch, rotary_dim / 2)."""
     half = cos.shape[-1]
     first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
     cos, sin = cos[:, None], sin[:, None]

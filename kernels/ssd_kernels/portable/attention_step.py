@@ -2,7 +2,7 @@
 
     out = Σ_s e^(m_s − m) o_s / Σ_s e^(m_s − m) l_s        m_s, l_s, o_s: largest score, sum and outputs of part s
 
-Contract: :class:`ssd_kernels.attention_step.AttentionStep`. Reference: :func:`ssd_kernels.attention_step.attention_step`.
+Contract: :class:`ssd_kernels.attention_step.AttentionStep`. Reference: `attention_step` there.
 """
 
 import torch

@@ -98,7 +98,8 @@ def _linear_step_kernel(
 ):  # fmt: skip
     """One program: BLOCK_O outputs of all tokens. Grid: (blocks of outputs,).
 
-    `in_strides` are those of x, gate and norm_weight; `out_strides` of weight, up_weight, bias and residual. One token is multiplied element by element, in fp32; several by the tensor cores.
+    `in_strides` are those of x, gate and norm_weight; `out_strides` of weight, up_weight, bias and residual. One token
+    is multiplied element by element, in fp32; several by the tensor cores.
     """
     offs_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_b = tl.arange(0, BLOCK_B)

@@ -34,7 +34,7 @@ def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
     rows, width = gate.shape
     with device_of(gate):
         launch(
-            _swiglu_kernel, (rows, triton.cdiv(width, SWIGLU.block["BLOCK"])),
+            _swiglu_kernel, (rows * triton.cdiv(width, SWIGLU.block["BLOCK"]),),
             gate, up, out, gate.stride(), up.stride(), out.stride(0), width, **SWIGLU.kwargs,
         )  # fmt: skip
     return out
@@ -49,9 +49,10 @@ define("swiglu(Tensor gate, Tensor up) -> Tensor", _swiglu, _fake_swiglu)
 
 @triton.jit(do_not_specialize=["width"])
 def _swiglu_kernel(gate_ptr, up_ptr, out_ptr, gate_strides, up_strides, out_stride, width, BLOCK: tl.constexpr):
-    """One program: BLOCK elements of a row. Grid: (rows, blocks of a row)."""
-    row = tl.program_id(0).to(tl.int64)
-    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """One program: BLOCK elements of a row. Grid: (rows · blocks of a row,), blocks fastest."""
+    blocks = tl.cdiv(width, BLOCK)
+    row = (tl.program_id(0) // blocks).to(tl.int64)
+    offs = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     in_row = offs < width
     wide = offs.to(tl.int64)
     gate = tl.load(gate_ptr + row * gate_strides[0] + wide * gate_strides[1], mask=in_row, other=0.0).to(tl.float32)
