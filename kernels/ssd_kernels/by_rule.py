@@ -5,12 +5,11 @@ The rule is :func:`ssd_kernels.hopper.coverage.covers`; :func:`ssd_kernels.expla
 
 import math
 
-import torch
 from torch import Tensor
 
 import ssd_kernels.portable  # noqa: F401 -- defines its operator
 from ssd_kernels.hopper.coverage import covers
-from ssd_kernels.library import expect_runnable
+from ssd_kernels.library import call, expect_runnable
 from ssd_kernels.scan_operator import call_scan, define_scan
 
 
@@ -60,7 +59,7 @@ def _run(
         from ssd_kernels.hopper.launcher import run
 
         return run(*arguments)
-    return torch.ops.ssd_kernels.ssd_scan(*arguments)  # type: ignore[no-any-return]
+    return call("ssd_scan", *arguments)  # type: ignore[no-any-return]
 
 
 define_scan("ssd_scan_by_rule", _run)

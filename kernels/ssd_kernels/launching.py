@@ -5,6 +5,7 @@ microseconds; all that only to find the compiled kernel again. Here it is found 
 no coarser than what Triton tells apart.
 """
 
+import marshal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
+
+from ssd_kernels import ahead
 
 # Kinds of arguments remembered of one kernel, and of tuples; where more come by, they are collected anew.
 ROOM = 4096
@@ -51,6 +54,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     kind = known.kind(device, args, constants, passed)
     found = None if kind is None else known.compiled.get(kind)
     if found is None:
+        ahead.finish()
         compiled = kernel[grid](*_described(args), **constants)
         # None where a hook of Triton's has taken the compilation over.
         if kind is not None and isinstance(compiled, CompiledKernel):
@@ -165,7 +169,7 @@ class _Known:
                 if value and (type(value[0]) is Tensor):
                     known, value = _kind_of_tensors(value)
                 else:
-                    known = _kinds_of_tuples.get(value) or _kind_of_tuple(value)
+                    known = _kind_of_integers(value)
                 if known is None:
                     return None
                 add(known)
@@ -194,7 +198,7 @@ class _Known:
 
 _here = threading.local()  # the notes that this thread takes
 _known: dict[int, _Known] = {}  # by the kernel's id: a JITFunction's hash is one of its source
-_kinds_of_tuples: dict[_Kind, _Kind] = {}
+_kinds_of_tuples: dict[bytes, _Kind] = {}
 _TRITONS_LAUNCH_METADATA = CompiledKernel.launch_metadata
 
 
@@ -221,6 +225,23 @@ def _kind_of_tensors(values: _Kind) -> tuple[_Kind | None, _Kind]:
     return tuple(kinds), tuple(addresses)
 
 
+def _kind_of_integers(values: _Kind) -> _Kind | None:
+    """As :func:`_kind_of_tuple`, looked up."""
+    try:
+        # Not by the tuple itself: (True,) and (1.0,) equal (1,).
+        key = marshal.dumps(values, 2)
+    except ValueError:
+        return _kind_of_tuple(values)
+    found = _kinds_of_tuples.get(key)
+    if found is None:
+        if len(_kinds_of_tuples) >= ROOM:
+            _kinds_of_tuples.clear()
+        found = _kind_of_tuple(values)
+        if found is not None:
+            _kinds_of_tuples[key] = found
+    return found
+
+
 def _kind_of_tuple(values: _Kind) -> _Kind | None:
     """The kinds of integers in a tuple, of tuples in it too; None for a tuple of anything else."""
     kinds: list[Any] = []
@@ -231,10 +252,7 @@ def _kind_of_tuple(values: _Kind) -> _Kind | None:
             kinds.append(inner)
         else:
             return None
-    if len(_kinds_of_tuples) >= ROOM:
-        _kinds_of_tuples.clear()
-    _kinds_of_tuples[values] = tuple(kinds)
-    return _kinds_of_tuples[values]
+    return tuple(kinds)
 
 
 def _kind_of_int(value: int) -> str | int:

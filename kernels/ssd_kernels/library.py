@@ -7,9 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from triton.runtime import driver
 
+from ssd_kernels.watching import is_watched
+
 _library = torch.library.Library("ssd_kernels", "FRAGMENT")
+_runs: dict[str, Callable[..., Any]] = {}
+_taken: dict[str, set[tuple[type, ...]]] = {}  # types of arguments, of which no two may be converted
+_TENSORS: tuple[type, ...] = (Tensor, Parameter)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "Tensor": _TENSORS, "Optional[Tensor]": (*_TENSORS, type(None)), "float": (float,), "int": (int,), "bool": (bool,),
+    "str": (str,),
+}  # fmt: skip
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 _INSTEAD = "take the implementation 'torch'"
@@ -25,11 +35,15 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
     _library.define(schema)
     for key in ("CUDA", "CPU"):
         _library.impl(name, run, key)
+    _runs[name] = run
+    _taken[name] = set()
     torch.library.register_fake(f"ssd_kernels::{name}", fake, lib=_library)
 
 
 def call(name: str, *args: Any, instead: str = _INSTEAD) -> Any:
     """What an operator of ours makes of its arguments; a `backward` through it raises.
+
+    Where nobody watches, its function is called without the dispatcher, which takes longer than a launch.
 
     Args:
         name: `ssd_kernels::name`.
@@ -37,6 +51,8 @@ def call(name: str, *args: Any, instead: str = _INSTEAD) -> Any:
         instead: what the error says to do.
     """
     operator = getattr(torch.ops.ssd_kernels, name)
+    if not is_watched() and _are_taken(name, args):
+        operator = _runs[name]
     if not torch.is_grad_enabled():
         return operator(*args)
     wanted = [each for each in args if isinstance(each, Tensor) and each.requires_grad]
@@ -47,6 +63,25 @@ def call(name: str, *args: Any, instead: str = _INSTEAD) -> Any:
     if isinstance(results, Tensor):
         return _NoBackward.apply(name, instead, 1, results, *wanted)[0]  # type: ignore[no-untyped-call]
     return _NoBackward.apply(name, instead, len(results), *results, *wanted)  # type: ignore[no-untyped-call]
+
+
+def _are_taken(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operator's function takes these arguments just as the dispatcher would pass them on: plain, here."""
+    types = tuple(map(type, args))
+    taken = _taken[name]
+    if types not in taken:
+        schema = getattr(torch.ops.ssd_kernels, name).default._schema.arguments
+        if len(schema) != len(types) or any(
+            of not in _TYPES.get(str(argument.type), ()) for of, argument in zip(types, schema, strict=True)
+        ):
+            return False
+        taken.add(types)
+    for arg, of in zip(args, types, strict=True):
+        if (of is Tensor or of is Parameter) and (
+            not (arg.is_cuda or arg.is_cpu) or arg.is_neg() or arg._is_zerotensor() or arg.layout is not torch.strided
+        ):
+            return False
+    return True
 
 
 def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> None:

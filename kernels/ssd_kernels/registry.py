@@ -52,6 +52,9 @@ _BUILT_IN = {
     },
 }
 OPERATORS = tuple(_BUILT_IN)
+_IN_TRITON = ("triton", "portable", "hopper")
+# What a first call imports on a Hopper GPU, and no other call does.
+_FOR_HOPPER = {("ssd", name): ("ssd_kernels.hopper.launcher",) for name in ("triton", "hopper")}
 
 # A dictionary, which torch.compile sees through, while it cannot import: what was looked up before can be compiled.
 _found: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -119,6 +122,8 @@ def get_op(operator: str, name: str) -> Callable[..., Any]:
         function = getattr(import_module(module_name), function_name, None)
         if not callable(function):
             raise ValueError(f"name {name!r}: module {module_name!r} has no callable {function_name!r}")
+        if name in _IN_TRITON:
+            import_module("ssd_kernels.ahead").begin(*_FOR_HOPPER.get((operator, name), ()))
         _found[operator, name] = function
     return function
 

@@ -8,13 +8,18 @@ from torch import Tensor
 
 from ssd_kernels.checks import sequence_bounds
 from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
+from ssd_kernels.launching import is_heard
 from ssd_kernels.library import call, define
+from ssd_kernels.repeating import find, heard, keep, kind_of, shared
+from ssd_kernels.watching import is_watched
 
 _SCHEMA = (
     "(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, Tensor? initial_state, "
     "int chunk_size, bool dt_softplus, float dt_low, float dt_high, str carry, Tensor? cu_seqlens=None, "
     "SymInt nchunk_states=0) -> (Tensor, Tensor, Tensor)"
 )
+
+_calls = shared()  # by name and arguments
 
 
 def define_scan(name: str, run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -27,16 +32,38 @@ def call_scan(
     dt_bias: Tensor | None, dt_softplus: bool, dt_limit: tuple[float, float], initial_state: Tensor | None,
     cu_seqlens: Tensor | None, carry: str, return_final_state: bool, return_chunk_states: bool,
 ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
-    """Check the arguments of :class:`ssd_kernels.interface.SSD` and call the operator of that name with them."""
+    """Check the arguments of :class:`ssd_kernels.interface.SSD` and call the operator of that name with them.
+
+    Where a call like this one was remembered and nobody watches, what it launched is launched without either.
+    """
+    inputs = (x, dt, A, B, C, D, dt_bias, initial_state, cu_seqlens)
+    addresses: list[int] = []
+    kind = None
+    # Options that are equal mean the same, but a chunk_size of 64.0 is an error. What cu_seqlens holds is checked where
+    # it is on a CPU.
+    if (
+        type(chunk_size) is int
+        and (cu_seqlens is None or cu_seqlens.is_cuda)
+        and not (return_chunk_states or is_watched() or is_heard())
+    ):
+        options = (name, chunk_size, dt_softplus, dt_limit, carry, bool(return_final_state))
+        kind = kind_of(inputs, options, addresses, differentiable=torch.is_grad_enabled())
+        remembered = find(_calls, kind)
+        if remembered is not None:
+            made = remembered.on_its_device(addresses)
+            return made if return_final_state else made[0]
     check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
     nchunk_states = _count_chunks(x.shape[1], chunk_size, cu_seqlens) if return_chunk_states else 0
-    y, final_state, chunk_states = call(
-        name, x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens,
-        nchunk_states, instead="take get_ssd('chunked'), which is differentiable",
-    )  # fmt: skip
+    with heard() as repeated:
+        y, final_state, chunk_states = call(
+            name, x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, *dt_limit, carry, cu_seqlens,
+            nchunk_states, instead="take get_ssd('chunked'), which is differentiable",
+        )  # fmt: skip
+    if kind is not None and len(repeated) == 1:
+        keep(_calls, kind, repeated[0] if return_final_state else repeated[0].without_last_output())
     return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
 
 

@@ -148,6 +148,14 @@ def test_what_is_not_known_goes_through_triton_every_time(kernel, value):
     assert len(kernel.through_triton) == 2
 
 
+@pytest.mark.parametrize("value", [(True,), (1.0,)], ids=["bool", "float"])
+def test_so_does_what_equals_integers_seen_before(kernel, value):
+    launch(kernel, (1,), *arguments(strides=(1,)), FLAG=True)
+    for _ in range(2):
+        launch(kernel, (1,), *arguments(strides=value), FLAG=True)
+    assert len(kernel.through_triton) == 3
+
+
 def test_so_do_a_kernel_with_hooks_of_its_own_and_one_that_is_no_compiled_function(kernel):
     kernel.add_pre_run_hook(lambda *_, **__: None)
     for _ in range(2):

@@ -1,5 +1,6 @@
 """What a repeated call launches, with which addresses, and what makes it another call; nothing is compiled."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,11 @@ from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
-from ssd_kernels import launching, repeating
+from ssd_kernels import calls, launching, repeating
 from ssd_kernels.launching import Tiles, launch
 from ssd_kernels.repeating import Repeated
 
 pytestmark = pytest.mark.correctness
-CPU = torch.device("cpu")
 
 
 def _kernel(tiles, pointers, x_ptr, none_ptr, strides, length, FLAG: tl.constexpr):
@@ -42,7 +42,7 @@ def world(monkeypatch):
     """A kernel, a call that launches it on what it is given and what it makes, and what reached the device."""
     launching.forget()
     active = SimpleNamespace(get_current_device=lambda: 0, get_current_stream=lambda device: 5)
-    for module in (launching, repeating):
+    for module in (launching, calls):
         monkeypatch.setattr(module, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(Tiles, "described", lambda tiles: "a descriptor")
     kernel, launches, runs = JITFunction(_kernel), [], []
@@ -58,7 +58,7 @@ def world(monkeypatch):
             launch(kernel, (4, 2), tiles, (out, None, more), more, None, (x.stride(), 1), len(x), FLAG=flag)
             return (out,)
 
-        return repeated(run, (x, bias), flag, CPU)[0]
+        return repeated(run, (x, bias), (flag,))[0]
 
     yield SimpleNamespace(call=call, launches=launches, runs=runs, kernel=kernel, repeated=repeated)
     launching.forget()
@@ -132,6 +132,24 @@ def test_calls_can_be_forgotten_and_do_not_pile_up(world, monkeypatch):
     assert len(world.runs) == 3
     world.call(torch.zeros(64), torch.zeros(4))
     assert len(world.runs) == 4
-    world.repeated.forget()
+    repeating.forget()
     world.call(torch.zeros(64), torch.zeros(4))
     assert len(world.runs) == 5
+
+
+def test_tensors_on_different_devices_are_no_call_to_remember(monkeypatch):
+    tensors = torch.zeros(4), torch.zeros(4)
+    assert repeating.kind_of(tensors, (), [], differentiable=False) is not None
+    monkeypatch.setattr(repeating, "_device", lambda tensor: int(tensor is tensors[1]))
+    assert repeating.kind_of(tensors, (), [], differentiable=False) is None
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_a_call_is_launched_on_its_own_device(monkeypatch, current):
+    entered, call = [], calls.Call(torch.device("cuda", 1))
+    active = SimpleNamespace(get_current_device=lambda: current, get_current_stream=lambda device: 5)
+    monkeypatch.setattr(calls, "driver", SimpleNamespace(active=active))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
+    call.launches.append(lambda addresses, stream: entered.append(stream))
+    call.on_its_device([])
+    assert entered == [*([torch.device("cuda", 1)] if current == 0 else []), 5]

@@ -28,7 +28,7 @@ def run(
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state, cu_seqlens)
     options = (chunk_size if carry == "none" else None, dt_softplus, dt_low, dt_high)
     with device_of(x):
-        y, final_state = repeated(lambda: _launch(*inputs, *options), inputs, options, x.device)
+        y, final_state = repeated(lambda: _launch(*inputs, *options), inputs, options)
     chunk_states = torch.empty((x.shape[0], 0, *final_state.shape[1:]), dtype=torch.float32, device=x.device)
     return y, final_state, chunk_states
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.again import again
 from ssd_kernels.checks import expect_cu_seqlens
 from ssd_kernels.conv_interface import check_conv
 from ssd_kernels.launching import launch
@@ -33,13 +34,19 @@ def causal_conv1d(
         RuntimeError: tensors on a CPU, and Triton's interpreter is off.
         NotImplementedError: a width that is not 2, 3 or 4; on `backward`.
     """
-    check_conv(x, weight, bias, activation, initial_window, cu_seqlens)
-    expect_runnable("x", x)
-    expect_width(weight)
-    y, final_window = call(
-        "causal_conv1d", x, weight, bias, initial_window, cu_seqlens, activation == "silu", return_final_window
-    )
-    return (y, final_window) if return_final_window else y
+
+    def run() -> tuple[Tensor, ...]:
+        check_conv(x, weight, bias, activation, initial_window, cu_seqlens)
+        expect_runnable("x", x)
+        expect_width(weight)
+        y, final_window = call(
+            "causal_conv1d", x, weight, bias, initial_window, cu_seqlens, activation == "silu", return_final_window
+        )
+        return (y, final_window) if return_final_window else (y,)
+
+    inputs = (x, weight, bias, initial_window, cu_seqlens)
+    outputs = again("causal_conv1d", run, inputs, (activation, return_final_window), indices=cu_seqlens)
+    return (outputs[0], outputs[1]) if return_final_window else outputs[0]
 
 
 def expect_width(weight: Tensor) -> None:

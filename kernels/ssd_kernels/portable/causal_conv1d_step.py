@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.again import again
 from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.conv_interface import check_conv_step
 from ssd_kernels.launching import launch
@@ -33,11 +34,14 @@ def causal_conv1d_step(
         RuntimeError: tensors on a CPU, and Triton's interpreter is off.
         NotImplementedError: a width that is not 2, 3 or 4; on `backward`.
     """
-    check_conv_step(x, window, weight, bias, activation, slots)
-    expect_runnable("x", x)
-    expect_width(weight)
-    y: Tensor = call("causal_conv1d_step", x, window, weight, bias, slots, activation == "silu")
-    return y
+
+    def run() -> tuple[Tensor]:
+        check_conv_step(x, window, weight, bias, activation, slots)
+        expect_runnable("x", x)
+        expect_width(weight)
+        return (call("causal_conv1d_step", x, window, weight, bias, slots, activation == "silu"),)
+
+    return again("causal_conv1d_step", run, (x, window, weight, bias, slots), (activation,), indices=slots)[0]
 
 
 def _causal_conv1d_step(

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ssd_kernels.again import again
 from ssd_kernels.checks import expect_different_slots
 from ssd_kernels.launching import launch
 from ssd_kernels.library import call, define, device_of, expect_runnable
@@ -40,10 +41,14 @@ def ssd_step(
         RuntimeError: tensors on a CPU, and Triton's interpreter is off.
         NotImplementedError: on `backward`.
     """
-    check_ssd_step(state, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_limit=dt_limit, slots=slots)
-    expect_runnable("x", x)
-    y: Tensor = call("ssd_step", state, x, dt, A, B, C, D, z, dt_bias, slots, dt_softplus, *dt_limit)
-    return y
+
+    def run() -> tuple[Tensor]:
+        check_ssd_step(state, x, dt, A, B, C, D=D, z=z, dt_bias=dt_bias, dt_limit=dt_limit, slots=slots)
+        expect_runnable("x", x)
+        return (call("ssd_step", state, x, dt, A, B, C, D, z, dt_bias, slots, dt_softplus, *dt_limit),)
+
+    inputs = (state, x, dt, A, B, C, D, z, dt_bias, slots)
+    return again("ssd_step", run, inputs, (dt_softplus, dt_limit), indices=slots)[0]
 
 
 def _ssd_step(
