@@ -48,7 +48,7 @@ def _attention_step(
         return out
     batch, nheads, headdim = q.shape
     nheads_kv, max_len = keys.shape[1:3]
-    config = attention_step_config(max_len, batch * nheads_kv)
+    config = attention_step_config(q.dtype, max_len, batch * nheads_kv)
     span = config.block["SPAN"]
     splits = triton.cdiv(max_len, span)
     parts = torch.empty((batch, nheads, splits, headdim), dtype=torch.float32, device=q.device)
@@ -124,7 +124,7 @@ def _attend_kernel(
     top = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_G,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
-    stop = tl.minimum(tl.minimum(first + SPAN, t + 1), max_len)
+    stop = tl.where(has_room, tl.minimum(first + SPAN, t + 1), first)
     for start in range(first, stop, BLOCK_T):
         rows = start + offs_t
         held = (rows < t)[:, None] & in_d[None, :]
@@ -183,7 +183,7 @@ def _weigh_kernel(
     parts = tl.load(
         parts_ptr + place[:, None] * HEADDIM + offs_d[None, :], mask=in_s[:, None] & in_d[None, :], other=0.0
     )
-    largest = tl.max(top, 0)
+    largest = tl.maximum(tl.max(top, 0), -3e38)  # of no part at all, too, no difference of two infinities
     weight = tl.where(top == float("-inf"), 0.0, tl.exp2(top - largest))
     out = tl.sum(parts * weight[:, None], 0) / tl.sum(total * tl.where(total == total, weight, 1.0), 0)
     tl.store(out_ptr + row * HEADDIM + offs_d, out.to(out_ptr.dtype.element_ty), mask=in_d)

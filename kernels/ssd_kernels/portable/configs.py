@@ -81,17 +81,18 @@ def rms_norm_config(width: int) -> Config:
 
 
 @cache
-def attention_step_config(max_len: int, heads: int) -> Config:
+def attention_step_config(dtype: torch.dtype, max_len: int, heads: int) -> Config:
     """SPAN: tokens of a program; BLOCK_T: of them, at once. As many parts as fill a GPU, of 128 tokens or more."""
-    parts = max(1, 264 // heads)
-    span = max(128, _power_of_2(-(-max_len // parts)))
+    span = max(128, _power_of_2(-(-max_len // max(1, 264 // heads))))
+    if dtype == torch.float32:  # products in fp32 take registers
+        return Config(block={"SPAN": span, "BLOCK_T": 16}, num_warps=8)
     return Config(block={"SPAN": span, "BLOCK_T": 64}, num_warps=4)
 
 
-def linear_step_config(batch: int, paired: bool) -> Config:
+def linear_step_config(dtype: torch.dtype, batch: int, paired: bool) -> Config:
     """BLOCK_B: tokens; BLOCK_O: outputs, of each weight where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
     block_b = 1 if batch == 1 else tile_size(batch)
-    return _pinned("linear_step", block_b, int(paired)) or _linear_step(block_b, paired)
+    return _pinned("linear_step", block_b, int(paired)) or _linear_step(dtype, block_b, paired)
 
 
 def ssd_step_config(headdim: int, d_state: int) -> Config:
@@ -106,9 +107,13 @@ def _gated_rms_norm(width: int) -> Config:
 
 
 @cache
-def _linear_step(block_b: int, paired: bool) -> Config:
+def _linear_step(dtype: torch.dtype, block_b: int, paired: bool) -> Config:
+    single = dtype == torch.float32
     if block_b == 1:
-        return Config(block={"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 1024, "STAGES": 3}, num_warps=4)
+        block = {"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 512 if single and paired else 1024}
+        return Config(block={**block, "STAGES": 3}, num_warps=4)
+    if single:
+        return Config(block={"BLOCK_B": block_b, "BLOCK_O": 16, "BLOCK_I": 64, "STAGES": 3}, num_warps=4)
     return Config(block={"BLOCK_B": block_b, "BLOCK_O": 64, "BLOCK_I": 64, "STAGES": 5}, num_warps=4)
 
 

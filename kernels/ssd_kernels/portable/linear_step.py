@@ -61,7 +61,7 @@ def _linear_step(
     if out.numel() == 0:
         return out
     (batch, features), outputs = x.shape, weight.shape[0]
-    config = linear_step_config(batch, up_weight is not None)
+    config = linear_step_config(x.dtype, batch, up_weight is not None)
     with device_of(x):
         launch(
             _linear_step_kernel, (triton.cdiv(outputs, config.block["BLOCK_O"]),),
