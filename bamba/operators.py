@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import ssd_kernels
 from ssd_kernels import SSD, get_op
-from ssd_kernels.attention_step import AttentionStep
+from ssd_kernels.attention_interface import AttentionStep
 from ssd_kernels.conv_interface import CausalConv1d
-from ssd_kernels.linear_step import LinearStep
+from ssd_kernels.linear_interface import LinearStep
 from ssd_kernels.mlp_interface import RMSNorm, SwiGLU
 from ssd_kernels.norm import GatedRMSNorm
 from ssd_kernels.registry import default_name

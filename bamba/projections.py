@@ -23,7 +23,7 @@ def project(
     up: nn.Module | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """What :class:`ssd_kernels.linear_step.LinearStep` says, of modules.
+    """What :class:`ssd_kernels.linear_interface.LinearStep` says, of modules.
 
     Args:
         x: (…, in_features).

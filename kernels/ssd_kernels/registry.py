@@ -35,11 +35,11 @@ _BUILT_IN = {
         "triton": "ssd_kernels.portable.swiglu:swiglu",
     },
     "attention_step": {
-        "torch": "ssd_kernels.attention_step:attention_step",
+        "torch": "ssd_kernels.attention_interface:attention_step",
         "triton": "ssd_kernels.portable.attention_step:attention_step",
     },
     "linear_step": {
-        "torch": "ssd_kernels.linear_step:linear_step",
+        "torch": "ssd_kernels.linear_interface:linear_step",
         "triton": "ssd_kernels.portable.linear_step:linear_step",
     },
     "ssd_step": {

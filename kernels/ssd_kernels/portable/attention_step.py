@@ -2,7 +2,7 @@
 
     out = Σ_s e^(m_s − m) o_s / Σ_s e^(m_s − m) l_s        m_s, l_s, o_s: largest score, sum and outputs of part s
 
-Contract: :class:`ssd_kernels.attention_step.AttentionStep`. Reference: `attention_step` there.
+Contract: :class:`ssd_kernels.attention_interface.AttentionStep`. Reference: `attention_step` there.
 """
 
 import torch
@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_kernels.attention_step import check_attention_step
+from ssd_kernels.attention_interface import check_attention_step
 from ssd_kernels.launching import launch
 from ssd_kernels.library import call, define, device_of, expect_runnable
-from ssd_kernels.portable.configs import attention_step_config, tile_size
+from ssd_kernels.portable.configs import WEIGH, attention_step_config, tile_size
 
 
 def attention_step(
     q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, lengths: Tensor
 ) -> Tensor:
-    """The step in two Triton kernels, forward only; see :class:`ssd_kernels.attention_step.AttentionStep`.
+    """The step in two Triton kernels, forward only; see :class:`ssd_kernels.attention_interface.AttentionStep`.
 
     Raises:
         TypeError: fp64 inputs.
@@ -66,7 +66,7 @@ def _attention_step(
         )  # fmt: skip
         launch(
             _weigh_kernel, (batch * nheads,), parts, weights, out, splits,
-            HEADDIM=headdim, BLOCK_S=tile_size(splits), BLOCK_D=block_d, num_warps=4,
+            HEADDIM=headdim, BLOCK_S=tile_size(splits), BLOCK_D=block_d, **WEIGH.kwargs,
         )  # fmt: skip
     return out
 

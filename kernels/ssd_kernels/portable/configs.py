@@ -53,6 +53,7 @@ CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_war
 # The search for the sequence of a program's first token keeps registers that wide rows would spill.
 CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 64, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
 CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 128}, num_warps=4)
+WEIGH = Config(block={}, num_warps=4)
 SWIGLU = Config(block={"BLOCK": 1024}, num_warps=4)
 
 MAX_CONV_WIDTH = 4  # taps

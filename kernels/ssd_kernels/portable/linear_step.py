@@ -3,8 +3,8 @@
     out = residual + f(v weightᵀ),  v = norm_weight · u / √(mean(u²) + eps),  u = x · silu(gate)
 
 The root is one number a token, so it is taken of what the loop over the inputs sums, and multiplied at its end: the
-loop needs no statistics before it begins. Contract: :class:`ssd_kernels.linear_step.LinearStep`. Reference:
-:func:`ssd_kernels.linear_step.linear_step`.
+loop needs no statistics before it begins. Contract: :class:`ssd_kernels.linear_interface.LinearStep`. Reference:
+:func:`ssd_kernels.linear_interface.linear_step`.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssd_kernels.launching import launch
 from ssd_kernels.library import call, define, device_of, expect_runnable
-from ssd_kernels.linear_step import check_linear_step
+from ssd_kernels.linear_interface import check_linear_step
 from ssd_kernels.portable.activations import silu
 from ssd_kernels.portable.configs import linear_step_config
 
@@ -32,7 +32,7 @@ def linear_step(
     up_weight: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The projection in one Triton kernel, forward only; see :class:`ssd_kernels.linear_step.LinearStep`.
+    """The projection in one Triton kernel, forward only; see :class:`ssd_kernels.linear_interface.LinearStep`.
 
     Raises:
         TypeError: fp64 inputs.
