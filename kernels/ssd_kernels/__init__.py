@@ -1,4 +1,4 @@
-"""Mamba-2 operators, each in torch and in portable Triton: the SSD scan, causal convolution, norms, gates, decode steps.
+"""Mamba-2 operators, each in torch and in portable Triton: scan, convolution, norms, gates, projection, decode steps.
 
 Start from the functions here, which take the implementation that suits the tensors' device, or name one with
 :func:`get_op` (for the scan, whose definition in fp64 is there too, :func:`get_ssd`). :func:`explain` says what a call

@@ -128,7 +128,7 @@ def _linear_step_kernel(
     if BLOCK_B == 1:
         acc, up = tl.sum(acc, 1)[:, None], tl.sum(up, 1)[:, None]
     if norm_ptr is not None:
-        scale = tl.rsqrt(tl.sum(squares, 1) / FEATURES + eps)
+        scale = tl.rsqrt(tl.where(in_b, tl.sum(squares, 1) / FEATURES + eps, 1.0))
         acc, up = acc * scale[None, :], up * scale[None, :]
     if up_ptr is not None:
         acc = silu(acc) * up
