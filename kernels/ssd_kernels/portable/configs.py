@@ -112,7 +112,7 @@ def _linear_step(dtype: torch.dtype, block_b: int, paired: bool) -> Config:
     single = dtype == torch.float32
     if block_b == 1:
         block = {"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 512 if single and paired else 1024}
-        return Config(block={**block, "STAGES": 3}, num_warps=4)
+        return Config(block={**block, "STAGES": 2 if paired else 3}, num_warps=4)
     if single:
         return Config(block={"BLOCK_B": block_b, "BLOCK_O": 16, "BLOCK_I": 64, "STAGES": 3}, num_warps=4)
     return Config(block={"BLOCK_B": block_b, "BLOCK_O": 64, "BLOCK_I": 64, "STAGES": 5}, num_warps=4)
