@@ -8,14 +8,17 @@ from torch import Tensor, nn
 
 from bamba.cache import AttentionCache
 from bamba.config import BambaConfig
+from bamba.operators import Operators
 from bamba.positions import Positions, rotate
+from bamba.projections import project, project_each
 
 
 class Attention(nn.Module):
-    """q, k, v projections → rotary embeddings → causal attention over the sequence so far → o_proj."""
+    """Norm → q, k, v projections → rotary embeddings → causal attention over the sequence so far → o_proj, residual."""
 
-    def __init__(self, config: BambaConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: BambaConfig, operators: Operators, dtype: torch.dtype) -> None:
         super().__init__()
+        self.operators = operators
         self.headdim = config.attn_headdim
         d_q = config.attn_nheads * config.attn_headdim
         d_kv = config.attn_nheads_kv * config.attn_headdim
@@ -24,12 +27,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.d_model, d_kv, bias=config.attn_bias, dtype=dtype)
         self.o_proj = nn.Linear(d_q, config.d_model, bias=config.attn_bias, dtype=dtype)
 
-    def forward(self, hidden: Tensor, positions: Positions, cache: AttentionCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: AttentionCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
         q, k, v = (  # (b, t, heads, headdim)
-            torch.unflatten(projection(hidden), -1, (-1, self.headdim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            torch.unflatten(projected, -1, (-1, self.headdim))
+            for projected in project_each(hidden, (self.q_proj, self.k_proj, self.v_proj), self.operators, norm=norm)
         )
+        attend = self.operators.attention_step
+        if attend is not None and cache is not None and positions.held is not None and _is_step(q, positions):
+            out = attend(
+                q[:, 0], k[:, 0], v[:, 0], positions.cos[:, 0], positions.sin[:, 0], cache.keys, cache.values,
+                positions.held,
+            )  # fmt: skip
+            return project(out.flatten(1)[:, None], self.o_proj, self.operators, residual=hidden)
         q, k = rotate(q, positions), rotate(k, positions)
         if cache is not None:
             cache.keys[positions.rows, :, positions.t] = k
@@ -46,7 +56,12 @@ class Attention(nn.Module):
         out = out.transpose(1, 2)
         if packed is not None:
             out = packed.gather(out)
-        return cast("Tensor", self.o_proj(out.flatten(-2)))
+        return project(out.flatten(-2), self.o_proj, self.operators, residual=hidden)
+
+
+def _is_step(q: Tensor, positions: Positions) -> bool:
+    """Whether these are one token of each sequence of a rectangle."""
+    return q.shape[1] == 1 and positions.packed is None
 
 
 def attend_to_cache(q: Tensor, cache: AttentionCache, held: Tensor, reach: int) -> Tensor:

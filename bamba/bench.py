@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from bamba.decode_graph import DecodeGraph
 from bamba.model import Bamba
 
 
@@ -33,8 +34,9 @@ class BenchResult:
 
 @torch.inference_mode()
 def bench(
-    model: Bamba, *, batch: int, prompt_length: int, new_tokens: int, repeats: int, warmup: int = 1, seed: int = 0
-) -> BenchResult:
+    model: Bamba, *, batch: int, prompt_length: int, new_tokens: int, repeats: int, warmup: int = 1, seed: int = 0,
+    cuda_graph: bool | None = None,
+) -> BenchResult:  # fmt: skip
     """Time prompts of random tokens and the tokens after them, greedily chosen, with a cache.
 
     Args:
@@ -45,9 +47,10 @@ def bench(
         repeats: timed rounds, each of one prefill and `new_tokens` decode steps.
         warmup: rounds before, not timed.
         seed: of the prompt.
+        cuda_graph: replay a captured decode step; on a GPU by default.
 
     Raises:
-        ValueError: a count below 1, or a negative warmup.
+        ValueError: a count below 1, a negative warmup, or a graph without a GPU.
     """
     counts = {"batch": batch, "prompt_length": prompt_length, "new_tokens": new_tokens, "repeats": repeats}
     for name, value in counts.items():
@@ -57,8 +60,10 @@ def bench(
         raise ValueError(f"warmup must be at least 0, got {warmup}")
     generator = torch.Generator(model.device).manual_seed(seed)
     prompt = torch.randint(model.config.vocab_size, (batch, prompt_length), generator=generator, device=model.device)
-    cache = model.new_cache(batch=batch, max_len=prompt_length + new_tokens)
     on_gpu = model.device.type == "cuda"
+    sizes = {"batch": batch, "max_len": prompt_length + new_tokens}
+    graph = DecodeGraph(model, **sizes) if (on_gpu if cuda_graph is None else cuda_graph) else None
+    cache = model.new_cache(**sizes) if graph is None else graph.cache
 
     prefill_s, decode_s = [], []
     for _ in range(warmup + repeats):
@@ -69,7 +74,8 @@ def bench(
         next_ids = model(prompt, cache, logits_to_keep=1).argmax(dim=-1)
         prefilled = now(model.device)
         for _ in range(new_tokens):
-            next_ids = model(next_ids, cache).argmax(dim=-1)
+            logits = model(next_ids, cache) if graph is None else graph.step(next_ids)
+            next_ids = logits.argmax(dim=-1)
         prefill_s.append(prefilled - start)
         decode_s.append((now(model.device) - prefilled) / new_tokens)
     return BenchResult(

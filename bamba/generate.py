@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from bamba.cache import Cache
+from bamba.decode_graph import DecodeGraph
 from bamba.model import Bamba
 from bamba.packing import read_packing
+
+ENOUGH_FOR_A_GRAPH = 16  # tokens; capturing takes about as long as four steps
 
 
 @overload
@@ -58,6 +61,7 @@ def stream(
     pad_id: int | None = None,
     seed: int | None = None,
     use_cache: bool = True,
+    cuda_graph: bool | None = None,
 ) -> Iterator[Tensor]:
     """Yield the new tokens of prompts as they come; checks its arguments at once.
 
@@ -74,6 +78,8 @@ def stream(
         pad_id: what a sequence that has ended repeats while others go on; the first of `stop_ids` by default.
         seed: of the sampling; the same seed gives the same tokens. Drawn afresh by default.
         use_cache: remember the past; otherwise every token recomputes the whole sequence.
+        cuda_graph: replay a captured step, see :class:`bamba.decode_graph.DecodeGraph`; by default on a GPU, where
+            enough tokens are to be made that capturing it pays.
 
     Yields:
         (batch, 1), int64: the next token of each prompt. The stop token is yielded, and nothing after the last one.
@@ -97,7 +103,14 @@ def stream(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return _stream(model, prompts, max_new_tokens, sampling, tuple(stop_ids), pad_id or 0, generator, use_cache)
+    on_gpu = model.device.type == "cuda"
+    if cuda_graph and not (use_cache and on_gpu):
+        raise ValueError(f"cuda_graph: expected a cache and a model on a CUDA device, got {use_cache=}, {model.device}")
+    if cuda_graph is None:
+        cuda_graph = use_cache and on_gpu and max_new_tokens >= ENOUGH_FOR_A_GRAPH
+    return _stream(
+        model, prompts, max_new_tokens, sampling, tuple(stop_ids), pad_id or 0, generator, use_cache, cuda_graph
+    )
 
 
 def until_stop(new_ids: Tensor, stop_ids: Sequence[int]) -> Tensor:
@@ -152,10 +165,15 @@ def _stream(
     pad_id: int,
     generator: torch.Generator,
     use_cache: bool,
+    cuda_graph: bool,
 ) -> Iterator[Tensor]:
     # The last new token is never fed back, so the cache needs no place for it.
     max_len = max(map(len, prompts)) + max_new_tokens - 1
-    cache = model.new_cache(batch=len(prompts), max_len=max_len) if use_cache else None
+    graph = DecodeGraph(model, batch=len(prompts), max_len=max_len) if cuda_graph else None
+    if graph is not None:
+        cache: Cache | None = graph.cache
+    else:
+        cache = model.new_cache(batch=len(prompts), max_len=max_len) if use_cache else None
     stops = torch.tensor(stop_ids, dtype=torch.int64, device=model.device)
     stopped = torch.zeros(len(prompts), 1, dtype=torch.bool, device=model.device)
     logits = _predict(model, prompts, cache)
@@ -171,7 +189,7 @@ def _stream(
             prompts = [torch.cat([prompt, new]) for prompt, new in zip(prompts, next_ids, strict=True)]
             logits = _predict(model, prompts, cache)
         else:
-            logits = model(next_ids, cache)[:, -1]
+            logits = (model(next_ids, cache) if graph is None else graph.step(next_ids))[:, -1]
 
 
 def _predict(model: Bamba, sequences: list[Tensor], cache: Cache | None) -> Tensor:

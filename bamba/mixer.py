@@ -14,10 +14,14 @@ from bamba.cache import SSMCache
 from bamba.config import BambaConfig
 from bamba.operators import Operators
 from bamba.positions import Positions
+from bamba.projections import project, takes_gate
 
 
 class Mamba2(nn.Module):
-    """One mixer; one token with a cache takes a step of the recurrence, several take a scan."""
+    """One mixer with the norm before it and the residual.
+
+    One token with a cache takes a step of the recurrence, several take a scan.
+    """
 
     def __init__(self, config: BambaConfig, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
@@ -31,22 +35,26 @@ class Mamba2(nn.Module):
             conv_dim, conv_dim, config.ssm_d_conv, groups=conv_dim, bias=config.ssm_conv_bias, dtype=dtype
         )
         self.A_log = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
+        self._rates: tuple[tuple[object, ...], Tensor] | None = None
         self.D = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
         self.dt_bias = nn.Parameter(torch.empty(nheads, dtype=head_dtype))
         self.norm = nn.RMSNorm(d_inner, eps=config.norm_eps, dtype=dtype)  # holds the weight; the operator gates too
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.ssm_proj_bias, dtype=dtype)
 
-    def forward(self, hidden: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
+    def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
-        c = self.config
-        z, xBC, dt = torch.split(self.in_proj(hidden), [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
+        c, operators = self.config, self.operators
+        projected = project(hidden, self.in_proj, operators, norm=norm)
+        z, xBC, dt = torch.split(projected, [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
         if cache is not None and hidden.shape[1] == 1 and positions.packed is None:
             y = self._step(xBC[:, 0], dt[:, 0], positions, cache)[:, None]
         else:
             xBC = self._convolve(xBC, positions, cache)
             y = self._scan(xBC, dt, positions, cache).flatten(-2)
-        y = self.operators.gated_rms_norm(y, z, self.norm.weight, eps=c.norm_eps, groups=c.ssm_norm_groups)
-        return cast("Tensor", self.out_proj(y))
+        if c.ssm_norm_groups == 1 and takes_gate(y, self.out_proj, operators):
+            return project(y, self.out_proj, operators, norm=self.norm, gate=z, residual=hidden)
+        y = operators.gated_rms_norm(y, z, self.norm.weight, eps=c.norm_eps, groups=c.ssm_norm_groups)
+        return project(y, self.out_proj, operators, residual=hidden)
 
     def _step(self, xBC: Tensor, dt: Tensor, positions: Positions, cache: SSMCache) -> Tensor:
         """One token of each sequence, xBC (b, conv_dim) and dt (b, h), to y (b, d_inner)."""
@@ -100,12 +108,22 @@ class Mamba2(nn.Module):
         return cast("Tensor", y)
 
     def _A(self) -> Tensor:  # noqa: N802  # the paper's name
+        """-e^A_log; kept from call to call, where nobody asks for a gradient, until A_log changes."""
         A_log = self.A_log
-        return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+        if torch.compiler.is_compiling() or A_log.is_inference() or (torch.is_grad_enabled() and A_log.requires_grad):
+            return _decay_rates(A_log)
+        key = (id(A_log), A_log._version, A_log.device, A_log.dtype)
+        if self._rates is None or self._rates[0] != key:
+            self._rates = key, _decay_rates(A_log)
+        return self._rates[1]
 
     def _heads(self) -> dict[str, Any]:
         """What the scan and the step know of the heads beside A."""
         return {"D": self.D, "dt_bias": self.dt_bias, "dt_softplus": True, "dt_limit": self.config.ssm_dt_limit}
+
+
+def _decay_rates(A_log: Tensor) -> Tensor:
+    return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 
 def finish_chunk_then_scan(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Self, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bamba.attention import Attention
@@ -22,6 +21,7 @@ from bamba.mixer import Mamba2
 from bamba.operators import Operators, choose_operators
 from bamba.packing import read_packing
 from bamba.positions import Positions, place_packed, place_rectangle
+from bamba.projections import project
 from ssd_kernels.registry import default_name
 
 _CARRIES = ("all", "none")
@@ -149,11 +149,14 @@ class Bamba(nn.Module):
         if cache is not None:
             cache.advance(counts)
         if packing is None:
-            return cast("Tensor", self.lm_head(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:]))
+            return self._logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         sources, targets, shape = packing.kept(logits_to_keep)
-        logits = self.lm_head(hidden[0, sources.to(hidden.device)])
+        logits = self._logits(hidden[0, sources.to(hidden.device)])
         places = logits.new_zeros(math.prod(shape), logits.shape[-1])
         return cast("Tensor", places.index_copy(0, targets.to(hidden.device), logits).unflatten(0, shape))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return project(hidden, self.lm_head, self.model.operators, norm=self.model.final_layernorm)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights, and let what depends on them follow; every such call passes here."""
@@ -162,27 +165,28 @@ class Bamba(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         operators = choose_operators(self.ssm, self.device.type)
         for module in self.modules():
-            if isinstance(module, Mamba2):
+            if isinstance(module, Backbone | Attention | Mamba2 | MLP):
                 module.operators = operators
         return self
 
 
 class Backbone(nn.Module):
-    """Everything but the logits."""
+    """Everything but the logits and the norm before them, whose weight it holds."""
 
     def __init__(self, config: BambaConfig, operators: Operators, carry: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.config = config
+        self.operators = operators
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, dtype=dtype)
         self.layers = nn.ModuleList(Block(config, layer, operators, carry, dtype) for layer in range(config.num_layers))
         self.final_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
 
     def forward(self, token_ids: Tensor, positions: Positions, caches: Sequence[LayerCache] | None) -> Tensor:
-        """Hidden states (batch, seqlen, d_model) of token ids (batch, seqlen) at their positions."""
+        """Hidden states (batch, seqlen, d_model), before the norm, of token ids (batch, seqlen) at their positions."""
         hidden = self.embed_tokens(token_ids)
         for i, block in enumerate(self.layers):
             hidden = block(hidden, positions, None if caches is None else caches[i])
-        return cast("Tensor", self.final_layernorm(hidden))
+        return cast("Tensor", hidden)
 
 
 class Block(nn.Module):
@@ -193,28 +197,30 @@ class Block(nn.Module):
         self.is_attention = layer in config.attn_layers
         self.input_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
         if self.is_attention:
-            self.self_attn = Attention(config, dtype)
+            self.self_attn = Attention(config, operators, dtype)
         else:
             self.mamba = Mamba2(config, operators, carry, dtype)
         self.pre_ff_layernorm = nn.RMSNorm(config.d_model, eps=config.norm_eps, dtype=dtype)
-        self.feed_forward = MLP(config, dtype)
+        self.feed_forward = MLP(config, operators, dtype)
 
     def forward(self, hidden: Tensor, positions: Positions, cache: LayerCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
         mixer = self.self_attn if self.is_attention else self.mamba
-        hidden = hidden + mixer(self.input_layernorm(hidden), positions, cache)
-        return cast("Tensor", hidden + self.feed_forward(self.pre_ff_layernorm(hidden)))
+        hidden = mixer(hidden, self.input_layernorm, positions, cache)
+        return cast("Tensor", self.feed_forward(hidden, self.pre_ff_layernorm))
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate) · up)."""
+    """SwiGLU with the norm before it and the residual: hidden + down(silu(gate) · up)."""
 
-    def __init__(self, config: BambaConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: BambaConfig, operators: Operators, dtype: torch.dtype) -> None:
         super().__init__()
+        self.operators = operators
         self.gate_proj = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias, dtype=dtype)
         self.up_proj = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias, dtype=dtype)
         self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias, dtype=dtype)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, norm: nn.RMSNorm) -> Tensor:
         """(batch, seqlen, d_model) to the same."""
-        return cast("Tensor", self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden)))
+        gated = project(hidden, self.gate_proj, self.operators, norm=norm, up=self.up_proj)
+        return project(gated, self.down_proj, self.operators, residual=hidden)

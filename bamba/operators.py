@@ -1,10 +1,13 @@
 """Which implementation of each operator a mixer runs: one choice, by the name of the scan and the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ssd_kernels
 from ssd_kernels import SSD, get_op
+from ssd_kernels.attention_interface import AttentionStep
 from ssd_kernels.conv_interface import CausalConv1d
+from ssd_kernels.linear_interface import LinearStep
+from ssd_kernels.mlp_interface import RMSNorm, SwiGLU
 from ssd_kernels.norm import GatedRMSNorm
 from ssd_kernels.registry import default_name
 from ssd_kernels.step_interface import MixerStep
@@ -20,6 +23,10 @@ class Operators(NamedTuple):
     causal_conv1d: CausalConv1d
     mixer_step: MixerStep
     gated_rms_norm: GatedRMSNorm
+    linear_step: LinearStep | None  # these two for a few tokens; None where modules are as good, in torch
+    attention_step: AttentionStep | None
+    rms_norm: RMSNorm | None  # in the place of modules, like swiglu; None likewise
+    swiglu: SwiGLU | None
 
 
 def choose_operators(ssm: str, device_type: str) -> Operators:
@@ -32,12 +39,21 @@ def choose_operators(ssm: str, device_type: str) -> Operators:
         NotImplementedError: there is no default for this kind of device.
     """
 
-    def choose(operator: str) -> object:
+    def choose(operator: str) -> Any:
         name = ssm if operator == "ssd" else _FAMILIES.get(ssm, "auto")
-        if name != "auto":
-            return get_op(operator, name)
-        if device_type == "meta":
+        if name == "auto" and device_type == "meta":
             return getattr(ssd_kernels, operator)
-        return get_op(operator, default_name(device_type, operator))
+        return get_op(operator, default_name(device_type, operator) if name == "auto" else name)
 
-    return Operators._make(choose(operator) for operator in Operators._fields)
+    # In torch it would be the modules' own work under another name.
+    steps = device_type != "meta" and choose("mixer_step") is get_op("mixer_step", "triton")
+    return Operators(
+        ssd=choose("ssd"),
+        causal_conv1d=choose("causal_conv1d"),
+        mixer_step=choose("mixer_step"),
+        gated_rms_norm=choose("gated_rms_norm"),
+        linear_step=get_op("linear_step", "triton") if steps else None,
+        attention_step=get_op("attention_step", "triton") if steps else None,
+        rms_norm=get_op("rms_norm", "triton") if steps else None,
+        swiglu=get_op("swiglu", "triton") if steps else None,
+    )

@@ -43,5 +43,25 @@ def mixer_step(xBC: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return _default("mixer_step", xBC)(xBC, *args, **kwargs)  # type: ignore[no-any-return]
 
 
+def linear_step(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A few tokens' projection; takes and returns what :class:`ssd_kernels.linear_interface.LinearStep` says."""
+    return _default("linear_step", x)(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def attention_step(q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A token's attention; takes and returns what :class:`ssd_kernels.attention_interface.AttentionStep` says."""
+    return _default("attention_step", q)(q, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def rms_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """RMSNorm; takes and returns what :class:`ssd_kernels.mlp_interface.RMSNorm` says."""
+    return _default("rms_norm", x)(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def swiglu(gate: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The gate of an MLP; takes and returns what :class:`ssd_kernels.mlp_interface.SwiGLU` says."""
+    return _default("swiglu", gate)(gate, *args, **kwargs)  # type: ignore[no-any-return]
+
+
 def _default(operator: str, tensor: Tensor) -> Any:
     return get_op(operator, default_name(tensor.device.type, operator))

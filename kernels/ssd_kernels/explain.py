@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ssd_kernels.attention_interface import check_attention_step
 from ssd_kernels.conv_interface import check_conv, check_conv_step
 from ssd_kernels.interface import check_inputs
+from ssd_kernels.linear_interface import check_linear_step
+from ssd_kernels.mlp_interface import check_rms_norm, check_swiglu
 from ssd_kernels.norm import check_norm
 from ssd_kernels.registry import default_name, get_op, names, target
 from ssd_kernels.step_interface import check_mixer_step, check_ssd_step
@@ -21,6 +24,10 @@ _CHECKS: dict[str, Callable[..., Any]] = {
     "gated_rms_norm": check_norm,
     "ssd_step": check_ssd_step,
     "mixer_step": check_mixer_step,
+    "linear_step": check_linear_step,
+    "attention_step": check_attention_step,
+    "rms_norm": check_rms_norm,
+    "swiglu": check_swiglu,
 }
 
 

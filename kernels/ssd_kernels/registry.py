@@ -26,6 +26,22 @@ _BUILT_IN = {
         "torch": "ssd_kernels.norm:gated_rms_norm",
         "triton": "ssd_kernels.portable.gated_rms_norm:gated_rms_norm",
     },
+    "rms_norm": {
+        "torch": "ssd_kernels.mlp_interface:rms_norm",
+        "triton": "ssd_kernels.portable.rms_norm:rms_norm",
+    },
+    "swiglu": {
+        "torch": "ssd_kernels.mlp_interface:swiglu",
+        "triton": "ssd_kernels.portable.swiglu:swiglu",
+    },
+    "attention_step": {
+        "torch": "ssd_kernels.attention_interface:attention_step",
+        "triton": "ssd_kernels.portable.attention_step:attention_step",
+    },
+    "linear_step": {
+        "torch": "ssd_kernels.linear_interface:linear_step",
+        "triton": "ssd_kernels.portable.linear_step:linear_step",
+    },
     "ssd_step": {
         "torch": "ssd_kernels.step:ssd_step",
         "triton": "ssd_kernels.portable.ssd_step:ssd_step",

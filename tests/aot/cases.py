@@ -67,6 +67,16 @@ STEP_FEATURES: dict[str, dict[str, Any]] = {
 }
 
 
+# (tokens, outputs), the first Bamba's MLP at batch 1.
+LINEAR_SIZES = [(1, 14336), (16, 14336)]
+LINEAR_FEATURES: dict[str, dict[str, Any]] = {
+    "norm": {"norm_weight": True},
+    "paired": {"norm_weight": True, "up_weight": True},
+    "gated residual": {"norm_weight": True, "gate": True, "residual": True},
+    "bare": {},
+}
+
+
 def cases() -> Iterator[Case]:
     """Every case, each operator's most used first."""
     yield from _table("ssd", _scan, SCAN_SIZES, SCAN_FEATURES, "p{} n{} q{}")
@@ -75,6 +85,10 @@ def cases() -> Iterator[Case]:
     yield from _table("causal_conv1d_step", _conv_step, [(4,)], {"model": {}, "slots": {"slots": True}}, "w{}")
     yield from _table("gated_rms_norm", _norm, NORM_SIZES, {"model": {}}, "{} in {}")
     yield from _table("ssd_step", _step, STEP_SIZES, STEP_FEATURES, "p{} n{}")
+    yield from _table("linear_step", _linear_step, LINEAR_SIZES, LINEAR_FEATURES, "b{} o{}")
+    yield from _table("attention_step", _attention_step, [(1, 1280), (64, 1280)], {"model": {}}, "b{} t{}")
+    yield from _table("rms_norm", _rms_norm, [(4096,), (5000,)], {"model": {}}, "{}")
+    yield from _table("swiglu", _swiglu, [(14336,)], {"model": {}}, "{}")
     for dtype in ("bf16", "fp16"):
         call = partial(_step, DTYPES[dtype], *STEP_SIZES[0], state_dtype=DTYPES[dtype], **STEP_FEATURES["model"])
         yield Case(name=f"ssd_step {dtype} p64 n128 state {dtype}", call=call)
@@ -190,6 +204,31 @@ def _step(
         slots=_new(8, dtype=torch.int32) if slots else None,
         **options,
     )
+
+
+def _linear_step(dtype: torch.dtype, batch: int, outputs: int, **features: bool) -> None:
+    if dtype == torch.float16 and batch > 1:
+        features = {name: given for name, given in features.items() if name != "norm_weight"}
+    shapes = {"norm_weight": (4096,), "up_weight": (outputs, 4096), "gate": (batch, 4096), "residual": (batch, outputs)}
+    given = {name: _new(*shapes[name], dtype=dtype) for name in features}
+    get_op("linear_step", "triton")(_new(batch, 4096, dtype=dtype), _new(outputs, 4096, dtype=dtype), eps=1e-5, **given)
+
+
+def _attention_step(dtype: torch.dtype, batch: int, max_len: int) -> None:
+    """32 heads of 128, in groups of four, of which the first half is rotated."""
+    q, k, v = (_new(batch, heads, 128, dtype=dtype) for heads in (32, 8, 8))
+    cache = [_new(batch, 8, max_len, 128, dtype=dtype) for _ in range(2)]
+    get_op("attention_step", "triton")(
+        q, k, v, _new(batch, 32), _new(batch, 32), *cache, _new(batch, dtype=torch.int64)
+    )
+
+
+def _rms_norm(dtype: torch.dtype, width: int) -> None:
+    get_op("rms_norm", "triton")(_new(1, SEQLEN, width, dtype=dtype), _new(width, dtype=dtype), eps=1e-5)
+
+
+def _swiglu(dtype: torch.dtype, width: int) -> None:
+    get_op("swiglu", "triton")(_new(1, SEQLEN, width, dtype=dtype), _new(1, SEQLEN, width, dtype=dtype))
 
 
 def _bounds(nseqs: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from tests.correctness.operator_problems import ConvProblem, Filler, StepProblem
-from tests.correctness.problems import Problem
+from tests.correctness.problems import DEVICE, Problem
 
 CONV = ConvProblem(lengths=(3, 0, 4), packed=True, channels=6)
 STEP = StepProblem(batch=2, nheads=4, ngroups=2, headdim=4, d_state=8, slots=(2, 0), nslots=3)
@@ -35,6 +35,29 @@ def _mixer_step() -> dict[str, Any]:
     return {**conv, **kept, "bias": fill.normal(48), "z": fill.normal(2, 16)}
 
 
+def _linear_step() -> dict[str, Any]:
+    fill = Filler(0, torch.float32)
+    return {"x": fill.normal(2, 8), "weight": fill.normal(6, 8), "bias": fill.normal(6), "norm_weight": fill.normal(8)}
+
+
+def _attention_step() -> dict[str, Any]:
+    fill = Filler(0, torch.float32)
+    named = {"q": (2, 4, 8), "k": (2, 2, 8), "v": (2, 2, 8), "cos": (2, 2), "sin": (2, 2)}
+    tensors = {name: fill.normal(*shape) for name, shape in named.items()}
+    cache = {"keys": fill.normal(2, 2, 5, 8), "values": fill.normal(2, 2, 5, 8)}
+    return {**tensors, **cache, "lengths": torch.tensor([4, 0], device=DEVICE)}
+
+
+def _rms_norm() -> dict[str, Any]:
+    fill = Filler(0, torch.float32)
+    return {"x": fill.normal(2, 3, 8), "weight": fill.normal(8), "eps": 1e-5}
+
+
+def _swiglu() -> dict[str, Any]:
+    fill = Filler(0, torch.float32)
+    return {"gate": fill.normal(2, 3, 8), "up": fill.normal(2, 3, 8)}
+
+
 CALLS = {
     "ssd": lambda: SCAN.inputs(),
     "causal_conv1d": lambda: CONV.inputs(),
@@ -42,4 +65,8 @@ CALLS = {
     "gated_rms_norm": _norm,
     "ssd_step": lambda: STEP.inputs(),
     "mixer_step": _mixer_step,
+    "linear_step": _linear_step,
+    "attention_step": _attention_step,
+    "rms_norm": _rms_norm,
+    "swiglu": _swiglu,
 }

@@ -12,8 +12,14 @@ from tests.correctness.problems import DEVICE
 pytestmark = pytest.mark.correctness
 
 AROUND = [operator for operator in OPERATORS if operator != "ssd"]  # the scan has tests of its own
-IN_PLACE = {"causal_conv1d_step": ["window"], "ssd_step": ["state"], "mixer_step": ["window", "state"]}
+IN_PLACE = {
+    "causal_conv1d_step": ["window"],
+    "ssd_step": ["state"],
+    "mixer_step": ["window", "state"],
+    "attention_step": ["keys", "values"],
+}
 both = pytest.mark.parametrize("name", ["torch", "triton"])
+WITH_SLOTS = [operator for operator in IN_PLACE if operator != "attention_step"]
 
 
 def tensors(operator, arguments):
@@ -79,8 +85,7 @@ def test_bounds_are_checked_when_a_compiled_convolution_runs():
 @pytest.mark.parametrize("operator", AROUND)
 def test_a_gradient_is_refused_with_what_to_do_instead(operator):
     arguments = CALLS[operator]()
-    weights = {"weight", "A"} & set(arguments)
-    for name in weights:
+    for name in {"weight", "A", "up", "q"} & set(arguments):
         arguments[name].requires_grad_()
     y = get_op(operator, "triton")(**arguments)
     with pytest.raises(NotImplementedError, match=r"has no backward yet: run it under torch.no_grad\(\).*'torch'"):
@@ -91,7 +96,7 @@ def test_a_gradient_is_refused_with_what_to_do_instead(operator):
 @pytest.mark.parametrize("operator", AROUND)
 def test_nothing_is_said_of_gradients_where_none_is_wanted(operator):
     arguments = CALLS[operator]()
-    for name in {"weight", "A"} & set(arguments):
+    for name in {"weight", "A", "up", "q"} & set(arguments):
         arguments[name].requires_grad_()
     with torch.no_grad():
         assert not get_op(operator, "triton")(**arguments).requires_grad
@@ -184,7 +189,7 @@ def test_bad_input_is_named_with_expectation_and_finding_and_explained_alike(
 
 
 @both
-@pytest.mark.parametrize("operator", IN_PLACE)
+@pytest.mark.parametrize("operator", WITH_SLOTS)
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU the host does not read slots")
 @pytest.mark.parametrize("slots", [[0, 3], [-1, 0], [1, 1]])
 def test_slots_out_of_range_or_twice_are_refused_and_nothing_is_changed(name, operator, slots):
@@ -197,7 +202,7 @@ def test_slots_out_of_range_or_twice_are_refused_and_nothing_is_changed(name, op
 
 
 @both
-@pytest.mark.parametrize("operator", IN_PLACE)
+@pytest.mark.parametrize("operator", WITH_SLOTS)
 def test_more_rows_than_slots_are_refused(name, operator):
     arguments = CALLS[operator]()
     arguments.update({memory: arguments[memory][:1] for memory in IN_PLACE[operator]}, slots=None)

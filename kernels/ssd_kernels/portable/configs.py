@@ -53,6 +53,8 @@ CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_war
 # The search for the sequence of a program's first token keeps registers that wide rows would spill.
 CAUSAL_CONV1D_PACKED = Config(block={"BLOCK_T": 64, "ROWS": 8, "BLOCK_C": 256}, num_warps=1)
 CAUSAL_CONV1D_STEP = Config(block={"BLOCK_C": 128}, num_warps=4)
+WEIGH = Config(block={}, num_warps=4)
+SWIGLU = Config(block={"BLOCK": 1024}, num_warps=4)
 
 MAX_CONV_WIDTH = 4  # taps
 # Tokens of a chunk of the scan's: the (chunk, chunk) products grow with its square, and the decay inside one should
@@ -78,6 +80,28 @@ def gated_rms_norm_config(width: int) -> Config:
     return _pinned("gated_rms_norm", width) or _gated_rms_norm(width)
 
 
+@cache
+def rms_norm_config(width: int) -> Config:
+    """BLOCK: elements of a row, all of them."""
+    block = _power_of_2(width)
+    return Config(block={"BLOCK": block}, num_warps=min(max(block // 1024, 1), 16))
+
+
+@cache
+def attention_step_config(dtype: torch.dtype, max_len: int, heads: int) -> Config:
+    """SPAN: tokens of a program; BLOCK_T: of them, at once. As many parts as fill a GPU, of 128 tokens or more."""
+    span = max(128, _power_of_2(-(-max_len // max(1, 264 // heads))))
+    if dtype == torch.float32:  # products in fp32 take registers
+        return Config(block={"SPAN": span, "BLOCK_T": 16}, num_warps=8)
+    return Config(block={"SPAN": span, "BLOCK_T": 64}, num_warps=4)
+
+
+def linear_step_config(dtype: torch.dtype, batch: int, paired: bool) -> Config:
+    """BLOCK_B: tokens; BLOCK_O: outputs, of each weight where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
+    block_b = 1 if batch == 1 else tile_size(batch)
+    return _pinned("linear_step", block_b, int(paired)) or _linear_step(dtype, block_b, paired)
+
+
 def ssd_step_config(headdim: int, d_state: int) -> Config:
     """BLOCK_P, BLOCK_N: the tile of a head's state; BLOCK_N covers d_state."""
     return _pinned("ssd_step", headdim, d_state) or _ssd_step(headdim, d_state)
@@ -87,6 +111,17 @@ def ssd_step_config(headdim: int, d_state: int) -> Config:
 def _gated_rms_norm(width: int) -> Config:
     block = min(_power_of_2(width), 16384)
     return Config(block={"BLOCK": block, "ROWS": 1, "STAGES": 1}, num_warps=min(max(block // 1024, 1), 16))
+
+
+@cache
+def _linear_step(dtype: torch.dtype, block_b: int, paired: bool) -> Config:
+    single = dtype == torch.float32
+    if block_b == 1:
+        block = {"BLOCK_B": 1, "BLOCK_O": 4 if paired else 8, "BLOCK_I": 512 if single and paired else 1024}
+        return Config(block={**block, "STAGES": 2 if paired else 3}, num_warps=4)
+    if single:
+        return Config(block={"BLOCK_B": block_b, "BLOCK_O": 16, "BLOCK_I": 64, "STAGES": 3}, num_warps=4)
+    return Config(block={"BLOCK_B": block_b, "BLOCK_O": 64, "BLOCK_I": 64, "STAGES": 5}, num_warps=4)
 
 
 @cache

@@ -93,6 +93,34 @@ def _mixer_step(xBC: Tensor, state: Tensor, weight: Tensor, **_: Any) -> Iterato
     yield from _ssd_step(state, xBC)
 
 
+def _linear_step(x: Tensor, weight: Tensor, up_weight: Tensor | None, **_: Any) -> Iterator[Launch]:
+    expect_runnable("x", x)
+    if x.shape[0] and weight.shape[0]:
+        config = configs.linear_step_config(x.dtype, x.shape[0], up_weight is not None)
+        yield "_linear_step_kernel", config, _by(x, tokens=x.shape[0], weights=1 if up_weight is None else 2)
+
+
+def _attention_step(q: Tensor, keys: Tensor, **_: Any) -> Iterator[Launch]:
+    expect_runnable("q", q)
+    if q.numel():
+        heads, max_len = keys.shape[0] * keys.shape[1], keys.shape[2]
+        config = configs.attention_step_config(q.dtype, max_len, heads)
+        yield "_attend_kernel", config, _by(q, heads=heads, max_len=max_len)
+        yield "_weigh_kernel", configs.WEIGH, "the parts of each head"
+
+
+def _rms_norm(x: Tensor, **_: Any) -> Iterator[Launch]:
+    expect_runnable("x", x)
+    if x.numel():
+        yield "_rms_norm_kernel", configs.rms_norm_config(x.shape[-1]), f"a row of {x.shape[-1]} is read once"
+
+
+def _swiglu(gate: Tensor, **_: Any) -> Iterator[Launch]:
+    expect_runnable("gate", gate)
+    if gate.numel():
+        yield "_swiglu_kernel", configs.SWIGLU, "one for every call"
+
+
 def _by(x: Tensor, **sizes: int) -> str:
     return ", ".join([str(x.dtype).removeprefix("torch."), *(f"{name}={size}" for name, size in sizes.items())])
 
@@ -104,4 +132,8 @@ LAUNCHES = {
     "gated_rms_norm": _gated_rms_norm,
     "ssd_step": _ssd_step,
     "mixer_step": _mixer_step,
+    "linear_step": _linear_step,
+    "attention_step": _attention_step,
+    "rms_norm": _rms_norm,
+    "swiglu": _swiglu,
 }
