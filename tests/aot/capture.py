@@ -45,11 +45,11 @@ def launches(call: Callable[[], Any], target: str) -> list[Launch]:
     arch = TARGETS[target].arch
     asked = mock.patch.multiple(
         torch.cuda,
-        get_device_capability=lambda _: divmod(arch, 10) if isinstance(arch, int) else (9, 4),
+        get_device_capability=lambda _=None: divmod(arch, 10) if isinstance(arch, int) else (9, 4),
         get_device_properties=lambda _: SimpleNamespace(
             multi_processor_count=132, shared_memory_per_block_optin=SHARED_MEMORY[target]
         ),
-        get_device_name=lambda _: target,
+        get_device_name=lambda _=None: target,
     )
     hook = mock.patch.object(knobs.runtime, "jit_cache_hook", take)
     with address, device, asked, hook, FakeTensorMode(), _Views(), _AsOnAGPU():

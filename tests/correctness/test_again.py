@@ -61,6 +61,7 @@ OPERATORS = {
 @pytest.fixture(autouse=True)
 def world(monkeypatch):
     """A GPU in the place of the CPU: the names of the operators that were checked, and what was launched."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # tensors on a CPU are taken, on a machine with a GPU too
     active = SimpleNamespace(get_current_device=lambda: -1, get_current_stream=lambda device: 5)
     for module in (launching, calls):
         monkeypatch.setattr(module, "driver", SimpleNamespace(active=active))

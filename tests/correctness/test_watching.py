@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssd_kernels import get_op, library
 from tests.correctness.operator_calls import CALLS
+from tests.correctness.problems import DEVICE
 
 pytestmark = pytest.mark.correctness
 OPERATORS = [operator for operator in CALLS if operator not in {"ssd", "mixer_step"}]
@@ -41,7 +42,7 @@ def test_where_nobody_watches_no_dispatcher_is_asked(operator, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"eps": 1}, {"y": torch._neg_view(torch.ones(2, 3, 8))}], ids=["number", "negative"]
+    "changes", [{"eps": 1}, {"y": torch._neg_view(torch.ones(2, 3, 8, device=DEVICE))}], ids=["number", "negative"]
 )
 def test_what_the_dispatcher_converts_goes_through_it(changes, monkeypatch):
     function = get_op("gated_rms_norm", "triton")

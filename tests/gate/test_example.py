@@ -139,6 +139,7 @@ def test_a_wrong_kernel_is_red_and_has_no_time(project):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="measures a CUDA device")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="other workers have the GPU open")
 def test_on_cuda_a_copy_of_the_input_is_red(tmp_path):
     folder = copy_example(tmp_path / "softmax")
     commit(folder)
