@@ -99,6 +99,21 @@ def test_the_reference_runs_without_triton():
     subprocess.run([sys.executable, "-c", code], env=_environment(ROOT, KERNELS), check=True, timeout=300)
 
 
+def test_collecting_the_tests_opens_no_gpu():
+    """A process that measures must find the GPU unused, by the one that collected and started it, too."""
+    code = """
+import sys
+import pytest, torch
+def opened():
+    raise AssertionError("opened the GPU")
+torch.cuda.is_available, torch.cuda._lazy_init = lambda: True, opened
+sys.exit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", "tests"]))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def test_the_folder_kernels_is_a_source_root_and_no_package():
     assert not (KERNELS / "__init__.py").exists()
 

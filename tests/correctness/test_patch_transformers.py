@@ -47,8 +47,13 @@ SMALL = {
         "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 8,
     },
 }  # fmt: skip
-PROMPT = torch.arange(3, 3 + 2 * 21).remainder(VOCABULARY - 3).add(3).view(2, 21).to(DEVICE)
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+
+
+def prompt():
+    """Two rows of tokens, of which none is padding or an end; nothing is on a GPU when a module is imported."""
+    return torch.arange(3, 3 + 2 * 21, device=DEVICE).remainder(VOCABULARY - 3).add(3).view(2, 21)
+
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 both_implementations = pytest.mark.parametrize("implementation", ["torch", "triton"])
@@ -101,18 +106,18 @@ def assert_logits_agree(model, run, implementation):
 @both_implementations
 @torch.inference_mode()
 def test_a_patched_model_computes_what_it_did(family, implementation):
-    assert_logits_agree(small_model(family), lambda model: model(PROMPT).logits, implementation)
+    assert_logits_agree(small_model(family), lambda model: model(prompt()).logits, implementation)
 
 
 @every_family
 @both_implementations
 @torch.inference_mode()
 def test_padding_on_the_left_changes_nothing(family, implementation):
-    mask = torch.ones_like(PROMPT)
+    mask = torch.ones_like(prompt())
     mask[0, :5] = 0
 
     def run(model):
-        return model(PROMPT, attention_mask=mask).logits[mask.bool()]
+        return model(prompt(), attention_mask=mask).logits[mask.bool()]
 
     assert_logits_agree(small_model(family), run, implementation)
 
@@ -127,7 +132,7 @@ def test_decoding_continues_a_prefill(family, implementation):
     def run(model):
         logits, cache = [], None
         for start, stop in ((0, 11), (11, 12), (12, 13), (13, 20), (20, 21)):
-            out = model(PROMPT[:, start:stop], **{name: cache}, use_cache=True)
+            out = model(prompt()[:, start:stop], **{name: cache}, use_cache=True)
             cache = out[name]
             logits.append(out.logits)
         return torch.cat(logits, dim=1)
@@ -143,7 +148,7 @@ def test_packed_sequences_do_not_see_each_other(family):
     # what it is called with: the one has no attention here, the other's layers are called.
     model = small_model(family, **({"layer_types": ["mamba", "mamba"]} if family == "granitemoehybrid" else {}))
     lengths = (5, 1, 9, 6)
-    row = PROMPT[:1]
+    row = prompt()[:1]
     seq_idx = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths))[None].int().to(DEVICE)
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(DEVICE)
     alone = torch.cat([model(part, use_cache=False).logits for part in row.split(lengths, dim=1)], dim=1)
@@ -160,9 +165,9 @@ def test_packed_sequences_do_not_see_each_other(family):
 @every_family
 def test_generate_says_the_same(family):
     model = small_model(family)
-    expected = model.generate(PROMPT, **GREEDY)
+    expected = model.generate(prompt(), **GREEDY)
     with patch_transformers():
-        assert torch.equal(model.generate(PROMPT, **GREEDY), expected)
+        assert torch.equal(model.generate(prompt(), **GREEDY), expected)
 
 
 @every_family
@@ -172,7 +177,7 @@ def test_gradients_are_those_of_the_unpatched_model(family):
 
     def gradients():
         model.zero_grad()
-        model(PROMPT, labels=PROMPT).loss.backward()
+        model(prompt(), labels=prompt()).loss.backward()
         return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
     expected = gradients()
@@ -195,13 +200,13 @@ def test_an_adapter_learns_on_a_patched_model_and_generates():
         losses = []
         for _ in range(4):
             optimizer.zero_grad()
-            loss = tuned(PROMPT, labels=PROMPT).loss
+            loss = tuned(prompt(), labels=prompt()).loss
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
         assert losses[-1] < losses[0]
-        patched = tuned.eval().generate(input_ids=PROMPT, **GREEDY)
-    assert torch.equal(patched, tuned.generate(input_ids=PROMPT, **GREEDY))
+        patched = tuned.eval().generate(input_ids=prompt(), **GREEDY)
+    assert torch.equal(patched, tuned.generate(input_ids=prompt(), **GREEDY))
 
 
 def test_a_pipeline_runs_on_a_patched_model():
@@ -229,13 +234,13 @@ def test_the_operators_are_what_runs(monkeypatch):
     monkeypatch.setattr(functions, "get_op", recorded)
     model = small_model("bamba")
     with patch_transformers("bamba", implementation="triton"), torch.inference_mode():
-        cache = model(PROMPT, use_cache=True).past_key_values
+        cache = model(prompt(), use_cache=True).past_key_values
         assert set(asked) == {("causal_conv1d", "triton"), ("ssd", "triton"), ("gated_rms_norm", "triton")}
         asked.clear()
-        model(PROMPT[:, :1], past_key_values=cache)
+        model(prompt()[:, :1], past_key_values=cache)
         assert set(asked) == {("causal_conv1d_step", "triton"), ("ssd_step", "triton"), ("gated_rms_norm", "triton")}
         asked.clear()
-        small_model("mamba2")(PROMPT)
+        small_model("mamba2")(prompt())
         assert asked == []
 
 
@@ -247,8 +252,8 @@ def test_a_cache_after_a_step_holds_what_transformers_would(monkeypatch):
             with patch_transformers("bamba", implementation=implementation), torch.inference_mode():
                 return states()
         with torch.inference_mode():
-            cache = model(PROMPT, use_cache=True).past_key_values
-            model(PROMPT[:, :1], past_key_values=cache)
+            cache = model(prompt(), use_cache=True).past_key_values
+            model(prompt()[:, :1], past_key_values=cache)
         layer = cache.layers[0]
         return layer.conv_states[0], layer.recurrent_states[0]
 

@@ -2,15 +2,14 @@
 
 import pytest
 
-from ssd_kernels.hopper.device import is_hopper
-from tests.perf.problems import DEVICE
+from tests.correctness.problems import HOPPER
 from tests.study.calls import inputs_and_truth, measure_scan
 from tests.study.variants import VARIANTS
 
 pytestmark = [
     pytest.mark.study,
     pytest.mark.benchmark(group="ablation"),
-    pytest.mark.skipif(not is_hopper(DEVICE), reason="changes the Hopper scan, which needs compute capability 9.0"),
+    pytest.mark.skipif(not HOPPER, reason="changes the Hopper scan, which needs compute capability 9.0"),
 ]
 
 
