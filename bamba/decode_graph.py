@@ -13,7 +13,7 @@ class DecodeGraph:
     modules do work on the host in between, as some adapters' do.
 
     Args:
-        model: what predicts, on a CUDA device; its weights may change later, but not where they are.
+        model: what predicts, on a CUDA device; its weights must not change, nor where they are.
         batch: sequences.
         max_len: the most tokens a sequence can reach.
 
