@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bamba.decode_graph import DecodeGraph
+from bamba.decode_graph import decoding
 from bamba.model import Bamba
 
 
@@ -61,9 +61,9 @@ def bench(
     generator = torch.Generator(model.device).manual_seed(seed)
     prompt = torch.randint(model.config.vocab_size, (batch, prompt_length), generator=generator, device=model.device)
     on_gpu = model.device.type == "cuda"
-    sizes = {"batch": batch, "max_len": prompt_length + new_tokens}
-    graph = DecodeGraph(model, **sizes) if (on_gpu if cuda_graph is None else cuda_graph) else None
-    cache = model.new_cache(**sizes) if graph is None else graph.cache
+    cache, step = decoding(
+        model, batch=batch, max_len=prompt_length + new_tokens, cuda_graph=on_gpu if cuda_graph is None else cuda_graph
+    )
 
     prefill_s, decode_s = [], []
     for _ in range(warmup + repeats):
@@ -74,8 +74,7 @@ def bench(
         next_ids = model(prompt, cache, logits_to_keep=1).argmax(dim=-1)
         prefilled = now(model.device)
         for _ in range(new_tokens):
-            logits = model(next_ids, cache) if graph is None else graph.step(next_ids)
-            next_ids = logits.argmax(dim=-1)
+            next_ids = step(next_ids).argmax(dim=-1)
         prefill_s.append(prefilled - start)
         decode_s.append((now(model.device) - prefilled) / new_tokens)
     return BenchResult(

@@ -1,9 +1,25 @@
 """A decode step as one CUDA graph: captured once for a batch, replayed for every token."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from bamba.cache import Cache
 from bamba.model import Bamba
+
+
+def decoding(model: Bamba, *, batch: int, max_len: int, cuda_graph: bool) -> tuple[Cache, Callable[[Tensor], Tensor]]:
+    """An empty cache, and what appends a token (batch, 1) to each of its sequences and returns the next one's logits.
+
+    Raises:
+        ValueError: as :class:`DecodeGraph`, where a `cuda_graph` is to be replayed.
+    """
+    if cuda_graph:
+        graph = DecodeGraph(model, batch=batch, max_len=max_len)
+        return graph.cache, graph.step
+    cache = model.new_cache(batch=batch, max_len=max_len)
+    return cache, lambda token_ids: model(token_ids, cache)
 
 
 class DecodeGraph:

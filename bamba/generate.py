@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bamba.cache import Cache
-from bamba.decode_graph import DecodeGraph
+from bamba.decode_graph import decoding
 from bamba.model import Bamba
 from bamba.packing import read_packing
 
@@ -169,11 +169,9 @@ def _stream(
 ) -> Iterator[Tensor]:
     # The last new token is never fed back, so the cache needs no place for it.
     max_len = max(map(len, prompts)) + max_new_tokens - 1
-    graph = DecodeGraph(model, batch=len(prompts), max_len=max_len) if cuda_graph else None
-    if graph is not None:
-        cache: Cache | None = graph.cache
-    else:
-        cache = model.new_cache(batch=len(prompts), max_len=max_len) if use_cache else None
+    cache: Cache | None = None
+    if use_cache:
+        cache, step = decoding(model, batch=len(prompts), max_len=max_len, cuda_graph=cuda_graph)
     stops = torch.tensor(stop_ids, dtype=torch.int64, device=model.device)
     stopped = torch.zeros(len(prompts), 1, dtype=torch.bool, device=model.device)
     logits = _predict(model, prompts, cache)
@@ -189,7 +187,7 @@ def _stream(
             prompts = [torch.cat([prompt, new]) for prompt, new in zip(prompts, next_ids, strict=True)]
             logits = _predict(model, prompts, cache)
         else:
-            logits = (model(next_ids, cache) if graph is None else graph.step(next_ids))[:, -1]
+            logits = step(next_ids)[:, -1]
 
 
 def _predict(model: Bamba, sequences: list[Tensor], cache: Cache | None) -> Tensor:

@@ -39,21 +39,25 @@ def choose_operators(ssm: str, device_type: str) -> Operators:
         NotImplementedError: there is no default for this kind of device.
     """
 
-    def choose(operator: str) -> Any:
+    def name_of(operator: str) -> str:
         name = ssm if operator == "ssd" else _FAMILIES.get(ssm, "auto")
-        if name == "auto" and device_type == "meta":
-            return getattr(ssd_kernels, operator)
-        return get_op(operator, default_name(device_type, operator) if name == "auto" else name)
+        return default_name(device_type, operator) if name == "auto" and device_type != "meta" else name
 
-    # In torch it would be the modules' own work under another name.
-    steps = device_type != "meta" and choose("mixer_step") is get_op("mixer_step", "triton")
+    def choose(operator: str) -> Any:
+        name = name_of(operator)
+        return getattr(ssd_kernels, operator) if name == "auto" else get_op(operator, name)
+
+    def in_place_of_modules(operator: str) -> Any:
+        # In torch it would be the modules' own work under another name.
+        return get_op(operator, "triton") if device_type != "meta" and name_of(operator) == "triton" else None
+
     return Operators(
         ssd=choose("ssd"),
         causal_conv1d=choose("causal_conv1d"),
         mixer_step=choose("mixer_step"),
         gated_rms_norm=choose("gated_rms_norm"),
-        linear_step=get_op("linear_step", "triton") if steps else None,
-        attention_step=get_op("attention_step", "triton") if steps else None,
-        rms_norm=get_op("rms_norm", "triton") if steps else None,
-        swiglu=get_op("swiglu", "triton") if steps else None,
+        linear_step=in_place_of_modules("linear_step"),
+        attention_step=in_place_of_modules("attention_step"),
+        rms_norm=in_place_of_modules("rms_norm"),
+        swiglu=in_place_of_modules("swiglu"),
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 from bamba.cache import Cache
 from bamba.config import BambaConfig
 from bamba.packing import Packing
+from ssd_kernels.attention_interface import rotated
 
 
 class Packed(NamedTuple):
@@ -58,10 +59,7 @@ def locate(t: Tensor, config: BambaConfig, dtype: torch.dtype) -> Positions:
 
 def rotate(x: Tensor, positions: Positions) -> Tensor:
     """Rotate the first elements of each head of x (b, t, heads, headdim): element i pairs with i + rotary_dim / 2."""
-    half = positions.cos.shape[-1]
-    first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
-    cos, sin = positions.cos[..., None, :], positions.sin[..., None, :]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
+    return rotated(x, positions.cos, positions.sin)
 
 
 def place_rectangle(token_ids: Tensor, cache: Cache | None, config: BambaConfig, dtype: torch.dtype) -> Positions:

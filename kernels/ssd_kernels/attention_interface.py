@@ -67,10 +67,10 @@ def attention_step(
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads (batch, heads, headdim) with their first elements turned by angles (batch, rotary_dim / 2)."""
+    """Heads (…, heads, headdim) with their first elements turned by angles (…, rotary_dim / 2)."""
     half = cos.shape[-1]
     first, second, rest = torch.split(x, [half, half, x.shape[-1] - 2 * half], dim=-1)
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1).to(x.dtype)
 
 

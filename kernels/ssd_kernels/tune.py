@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Column, Table
 from torch import Tensor
 
-from ssd_kernels.hopper.device import is_hopper
+from ssd_kernels.device import is_hopper
 from ssd_kernels.portable.pinned import FILE, Entry, device_class, imposed, store
 from ssd_kernels.registry import default_name, get_op
 from ssd_kernels.tune_problems import Problem, device, operator_problems

@@ -5,29 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from triton import knobs
-from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from ssd_kernels import again, calls, get_op, launching, repeating
 from ssd_kernels.portable import causal_conv1d, causal_conv1d_step, gated_rms_norm, pinned, ssd_step
+from tests.correctness.compiled import Compiled
 
 pytestmark = pytest.mark.correctness
-
-
-class Compiled(CompiledKernel):
-    """What Triton would have compiled; a launch notes what it takes."""
-
-    function, packed_metadata = 77, (4, 1, 0)
-
-    def __init__(self, launches):
-        self.launches = launches
-
-    def _init_handles(self):
-        pass
-
-    @property
-    def run(self):
-        return lambda *args: self.launches.append(args)
 
 
 def _step():

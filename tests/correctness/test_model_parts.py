@@ -1,6 +1,9 @@
 """What surrounds the model's numbers: names, weights, caches, the choice of implementation, and errors."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -188,6 +191,18 @@ def test_convolution_norm_and_step_are_of_the_kind_of_the_scan(ssm, kind):
     operators = Bamba(TINY, ssm=ssm, device="cpu").model.layers[0].mamba.operators
     assert operators.ssd is get_ssd(ssm)
     assert all(getattr(operators, name) is get_op(name, kind) for name in operators._fields[1:4])
+
+
+def test_a_model_on_a_cpu_runs_where_triton_is_not_installed():
+    code = """
+import sys
+sys.modules["triton"] = None  # an import of it fails
+import torch
+from bamba import Bamba, BambaConfig
+Bamba(BambaConfig.preset("tiny"), ssm="chunked", device="cpu")(torch.tensor([[1, 2, 3]]))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
 
 
 def test_with_a_scan_from_elsewhere_the_other_operators_are_those_of_the_device():

@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
-from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from ssd_kernels import calls, get_ssd, launching, repeating, scan_operator
 from ssd_kernels.hopper import coverage, launcher, operator
+from tests.correctness.compiled import Compiled
 
 pytestmark = pytest.mark.correctness
 OPERATOR = torch.ops.ssd_kernels.ssd_scan_hopper.default
@@ -25,16 +25,8 @@ def _kernel(x_ptr, y_ptr, state_ptr, work_ptr, FLAG: tl.constexpr):
     """Never compiled."""
 
 
-class Compiled(CompiledKernel):
-    """What Triton would have compiled; a launch notes its addresses."""
-
-    function, packed_metadata = 77, (4, 1, 0)
-
-    def __init__(self, launches):
-        self.launches = launches
-
-    def _init_handles(self):
-        pass
+class CompiledScan(Compiled):
+    """One whose launch notes its addresses alone."""
 
     @property
     def run(self):
@@ -50,7 +42,7 @@ def world(monkeypatch):
     for module in (operator, coverage):
         monkeypatch.setattr(module, "is_hopper", lambda device: True)
     kernel, launches, runs, checks = JITFunction(_kernel), [], [], []
-    kernel.run = lambda *args, grid, warmup, **constants: Compiled(launches)
+    kernel.run = lambda *args, grid, warmup, **constants: CompiledScan(launches)
 
     def launch(x, dt, A, B, *others):
         runs.append(x)

@@ -7,34 +7,18 @@ import pytest
 import torch
 import triton.language as tl
 from triton import knobs
-from triton.compiler import CompiledKernel
 from triton.runtime.jit import JITFunction
 
 from ssd_kernels import calls, launching, repeating
 from ssd_kernels.launching import Tiles, launch
 from ssd_kernels.repeating import Repeated
+from tests.correctness.compiled import Compiled
 
 pytestmark = pytest.mark.correctness
 
 
 def _kernel(tiles, pointers, x_ptr, none_ptr, strides, length, FLAG: tl.constexpr):
     """Never compiled."""
-
-
-class Compiled(CompiledKernel):
-    """What Triton would have compiled, with a launcher that notes what it gets."""
-
-    function, packed_metadata = 77, (4, 1, 0)
-
-    def __init__(self, launches):
-        self.launches = launches
-
-    def _init_handles(self):
-        pass
-
-    @property
-    def run(self):
-        return lambda *args: self.launches.append(args)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 
+from ssd_kernels.device import multiprocessors
 from ssd_kernels.hopper import configs
-from ssd_kernels.hopper.device import multiprocessors
 from ssd_kernels.interface import Sizes
 from ssd_kernels.portable.pinned import imposed
 from ssd_kernels.repeating import forget

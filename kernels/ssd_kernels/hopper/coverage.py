@@ -6,8 +6,8 @@ import itertools
 import torch
 from torch import Tensor
 
+from ssd_kernels.device import is_hopper
 from ssd_kernels.hopper.configs import CHUNK, D_STATES, PART
-from ssd_kernels.hopper.device import is_hopper
 from ssd_kernels.hopper.slots import count_slots
 
 Shape = tuple[int, ...]  # or strides

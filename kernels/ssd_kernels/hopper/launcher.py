@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ssd_kernels.device import multiprocessors
 from ssd_kernels.hopper.configs import CHUNK, scan_config
-from ssd_kernels.hopper.device import multiprocessors
 from ssd_kernels.hopper.prepare import prepare
 from ssd_kernels.hopper.scan import scan
 from ssd_kernels.hopper.segment_states import segment_states

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ssd_kernels.device import is_hopper, multiprocessors
 from ssd_kernels.hopper.configs import CHUNK, SEGMENT_STATES, Config, ScanConfig, prepare_config, scan_config
 from ssd_kernels.hopper.coverage import covers
-from ssd_kernels.hopper.device import is_hopper, multiprocessors
 from ssd_kernels.interface import Sizes
 from ssd_kernels.portable import launches as portable
 

@@ -4,8 +4,8 @@ import math
 
 from torch import Tensor
 
+from ssd_kernels.device import is_hopper
 from ssd_kernels.hopper.coverage import covers
-from ssd_kernels.hopper.device import is_hopper
 from ssd_kernels.scan_operator import call_scan, define_scan
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ssd_kernels.portable.device import holds_three_stages, multiprocessors
+from ssd_kernels.device import holds_three_stages, multiprocessors
 from ssd_kernels.portable.pinned import pinned
 
 

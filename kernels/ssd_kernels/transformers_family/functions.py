@@ -78,9 +78,8 @@ def _conv_step(
 ) -> Tensor:  # fmt: skip
     """Of one token, (batch, channels, 1); `conv_state` (batch, channels, width) has one input more than is needed."""
     width = weight.shape[1]
-    if hidden_states.shape[-1] != 1 or conv_state.shape[-1] != width or _wants_gradient((hidden_states, conv_state)):
-        return original(hidden_states, conv_state, weight, bias, activation, **kwargs)  # type: ignore[no-any-return]
-    if conv_state.dtype != hidden_states.dtype:
+    fits = hidden_states.shape[-1] == 1 and conv_state.shape[-1] == width and conv_state.dtype == hidden_states.dtype
+    if not fits or _wants_gradient((hidden_states, conv_state)):
         return original(hidden_states, conv_state, weight, bias, activation, **kwargs)  # type: ignore[no-any-return]
     step = _op("causal_conv1d_step", implementation, hidden_states, weight, bias)
     conv_state[..., 0] = conv_state[..., 1]

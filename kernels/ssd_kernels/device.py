@@ -1,11 +1,17 @@
-"""What the configurations ask of a device, looked up once."""
+"""What the choice of kernels and configurations asks of a device, looked up once."""
 
 import functools
 
 import torch
 
-# Bytes of shared memory that the scan's widest tiles take in three stages, and whatever else stands beside them.
+# Bytes of shared memory that the portable scan's widest tiles take in three stages, and whatever else stands there.
 _THREE_STAGES = 160_000
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device is an NVIDIA GPU of compute capability 9.0: the kernels use instructions of no other."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @functools.cache
