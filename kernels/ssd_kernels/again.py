@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ssd_kernels.calls import Call
 from ssd_kernels.launching import is_heard, noted
-from ssd_kernels.repeating import find, keep, kind_of, shared
+from ssd_kernels.repeating import Remembered
 from ssd_kernels.watching import is_watched
 
-_calls = shared()  # by operator and arguments
+_calls = Remembered()  # by operator and arguments
 
 
 def again(
@@ -33,13 +33,13 @@ def again(
         return run()
     addresses: list[int] = []
     # Options that are equal mean the same where their types do: `groups` may be 1, and not True.
-    kind = kind_of(inputs, (name, *options, *map(type, options)), addresses, differentiable=torch.is_grad_enabled())
-    found = find(_calls, kind)
+    options = (name, *options, *map(type, options))
+    found, kind = _calls.find(inputs, options, addresses, differentiable=torch.is_grad_enabled())
     if found is not None:
         return found.on_its_device(addresses)
     with noted() as notes:
         outputs = run()
     call = None if kind is None else Call.of(notes, addresses, outputs)
     if kind is not None and call is not None:
-        keep(_calls, kind, call)
+        _calls.keep(kind, call)
     return outputs

@@ -27,6 +27,7 @@ class Call:
         self.offsets: list[int] = []
         self.size = 0  # bytes of the allocation
         self.launches: list[_Launch] = []
+        self.guards: Any = None  # of the tensors that it was last given, for who looks it up
 
     @classmethod
     def of(cls, notes: list[Note | None], inputs: list[int], outputs: tuple[Tensor, ...]) -> "Call | None":

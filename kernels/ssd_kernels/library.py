@@ -93,7 +93,7 @@ def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> Non
     """
     if tensor.dtype == torch.float64:
         raise TypeError(f"{name}: dtype must be float32, bfloat16 or float16 for 'triton', got torch.float64")
-    if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    if tensor.is_cpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
             f"{name} must be on a GPU for 'triton', got device cpu; on a CPU take {instead!r}, or set "
             "TRITON_INTERPRET=1 before Python starts, to run the kernels in Triton's (slow) interpreter"

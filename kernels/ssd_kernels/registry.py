@@ -119,11 +119,11 @@ def get_op(operator: str, name: str) -> Callable[..., Any]:
     function = _found.get((operator, name))
     if function is None:
         module_name, _, function_name = target(operator, name).partition(":")
+        if name in _IN_TRITON:  # before its import, which takes as long
+            import_module("ssd_kernels.ahead").begin(*_FOR_HOPPER.get((operator, name), ()))
         function = getattr(import_module(module_name), function_name, None)
         if not callable(function):
             raise ValueError(f"name {name!r}: module {module_name!r} has no callable {function_name!r}")
-        if name in _IN_TRITON:
-            import_module("ssd_kernels.ahead").begin(*_FOR_HOPPER.get((operator, name), ()))
         _found[operator, name] = function
     return function
 

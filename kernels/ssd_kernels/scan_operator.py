@@ -10,7 +10,7 @@ from ssd_kernels.checks import sequence_bounds
 from ssd_kernels.interface import Sizes, check_inputs, results, state_dtype
 from ssd_kernels.launching import is_heard
 from ssd_kernels.library import call, define
-from ssd_kernels.repeating import find, heard, keep, kind_of, shared
+from ssd_kernels.repeating import Remembered, heard
 from ssd_kernels.watching import is_watched
 
 _SCHEMA = (
@@ -19,7 +19,7 @@ _SCHEMA = (
     "SymInt nchunk_states=0) -> (Tensor, Tensor, Tensor)"
 )
 
-_calls = shared()  # by name and arguments
+_calls = Remembered()  # by name and arguments
 
 
 def define_scan(name: str, run: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
@@ -47,8 +47,7 @@ def call_scan(
         and not (return_chunk_states or is_watched() or is_heard())
     ):
         options = (name, chunk_size, dt_softplus, dt_limit, carry, bool(return_final_state))
-        kind = kind_of(inputs, options, addresses, differentiable=torch.is_grad_enabled())
-        remembered = find(_calls, kind)
+        remembered, kind = _calls.find(inputs, options, addresses, differentiable=torch.is_grad_enabled())
         if remembered is not None:
             made = remembered.on_its_device(addresses)
             return made if return_final_state else made[0]
@@ -63,7 +62,7 @@ def call_scan(
             nchunk_states, instead="take get_ssd('chunked'), which is differentiable",
         )  # fmt: skip
     if kind is not None and len(repeated) == 1:
-        keep(_calls, kind, repeated[0] if return_final_state else repeated[0].without_last_output())
+        _calls.keep(kind, repeated[0] if return_final_state else repeated[0].without_last_output())
     return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
 
 

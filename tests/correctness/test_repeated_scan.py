@@ -91,8 +91,17 @@ def test_a_call_like_one_before_is_launched_with_its_own_addresses(world, grad):
     assert (x_ptr, y_ptr) == (x.data_ptr(), y.data_ptr())
     assert (y.shape, y.dtype, y.is_contiguous(), y.requires_grad) == (x.shape, x.dtype, True, False)
     assert work_ptr - state_ptr == 2 * 64 * 128 * 4  # a state that nobody wants is a part of the workspace
-    (call,) = scan_operator._calls.values()
+    (call,) = scan_operator._calls
     assert call.size == 2 * 64 * 128 * 4 + 1536
+
+
+def test_a_gradient_that_is_wanted_later_is_not_lost(world):
+    A = torch.zeros(2, requires_grad=True)
+    with torch.no_grad():
+        for _ in range(3):
+            scan(A=A)
+    assert (len(world.runs), len(world.launches)) == (1, 2)
+    assert scan(A=A).requires_grad
 
 
 def test_a_state_that_is_wanted_is_a_tensor_of_its_own(world):

@@ -78,11 +78,34 @@ def test_a_repeated_call_launches_the_same_with_its_own_addresses(world):
 )  # fmt: skip
 def test_what_differs_in_more_than_addresses_is_another_call(world, changes):
     arguments = {"x": torch.zeros(64), "bias": torch.zeros(4)}
-    world.call(**arguments)
+    for _ in range(3):
+        world.call(**arguments)
     world.call(**arguments | changes)
     assert len(world.runs) == 2
     world.call(**arguments)
     assert len(world.runs) == 2
+
+
+def test_a_call_like_the_last_is_found_without_asking_for_its_kind(world, monkeypatch):
+    asked, kind_of = [], repeating.kind_of
+    monkeypatch.setattr(repeating, "kind_of", lambda *args, **options: asked.append(1) or kind_of(*args, **options))
+    for _ in range(5):
+        world.call(torch.zeros(64), torch.zeros(4))
+    assert (len(world.runs), len(asked)) == (1, 2)
+    with torch.inference_mode():  # where tensors are of another kind to torch, and of the same to a kernel
+        for _ in range(3):
+            world.call(torch.zeros(64), torch.zeros(4))
+    assert (len(world.runs), len(asked)) == (1, 3)
+    for length in (65, 64) * 3:
+        world.call(torch.zeros(length), torch.zeros(4))
+    assert (len(world.runs), len(asked)) == (2, 9)
+
+
+def test_calls_are_repeated_where_torch_has_no_guards(world, monkeypatch):
+    monkeypatch.setattr(repeating, "_Guards", None)
+    for _ in range(3):
+        world.call(torch.zeros(64), torch.zeros(4))
+    assert len(world.runs) == 1
 
 
 def test_a_tensor_given_twice_does_not_tell_where_each_belongs(world):
