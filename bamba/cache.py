@@ -122,7 +122,16 @@ class Cache:
         """Count the tokens that a call has written, one count a sequence."""
         equal = min(counts) == max(counts)
         self.lengths.add_(counts[0] if equal else torch.tensor(counts, device=self.lengths.device))
+        self.count(counts)
+
+    def count(self, counts: Sequence[int]) -> None:
+        """Count tokens on the host, of a call that has counted them in `lengths`."""
         self.host_lengths = [held + count for held, count in zip(self.host_lengths, counts, strict=True)]
+
+    def stay(self) -> None:
+        """Tell torch.compile that the tensors stay where they are: a CUDA graph of its may then write to them."""
+        for tensor in (self.lengths, *(tensor for layer in self.layers for tensor in layer)):
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
     def reset(self) -> None:
         """Forget all tokens and keep the memory."""

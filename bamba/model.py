@@ -8,7 +8,7 @@ Sources: https://huggingface.co/blog/bamba; Dao and Gu, "Transformers are SSMs" 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Bamba(nn.Module):
         self.config = config
         self.ssm = ssm
         self.carry = carry
+        self._compiled: Callable[..., Tensor] | None = None
         device = torch.get_default_device() if device is None else torch.device(device)
         dtype = dtype or torch.get_default_dtype()
         with torch.device("meta"):  # shapes first: no initialisation that is then overwritten, no second copy
@@ -90,7 +91,10 @@ class Bamba(nn.Module):
 
     def new_cache(self, *, batch: int, max_len: int) -> Cache:
         """An empty cache on the model's device, in its dtype."""
-        return Cache(self.config, batch=batch, max_len=max_len, device=self.device, dtype=self.dtype)
+        cache = Cache(self.config, batch=batch, max_len=max_len, device=self.device, dtype=self.dtype)
+        if self._compiled is not None:
+            cache.stay()
+        return cache
 
     def forward(
         self,
@@ -128,7 +132,7 @@ class Bamba(nn.Module):
                 none, or no room in the cache.
             TypeError: token ids, a mask or bounds that are not integers.
         """
-        # Everything about the host is settled here; below this line shapes alone decide, so the backbone compiles.
+        # Everything about the host is settled here; what it calls is for torch.compile.
         if token_ids.ndim != 2 or token_ids.shape[1] == 0:
             raise ValueError(f"token_ids must have shape (batch, seqlen), seqlen >= 1, got {tuple(token_ids.shape)}")
         if token_ids.dtype not in (torch.int64, torch.int32):
@@ -141,19 +145,51 @@ class Bamba(nn.Module):
         if cache is not None:
             cache.expect_room(counts)
         if packing is None:
-            positions = place_rectangle(token_ids, cache, self.config, self.dtype)
-        else:
-            token_ids = packing.pack(token_ids)
-            positions = place_packed(token_ids, packing, cache, self.config, self.dtype)
+            logits = self._as_compiled(token_ids, cache, logits_to_keep)
+            if cache is not None:
+                cache.count(counts)
+            return logits
+        token_ids = packing.pack(token_ids)
+        positions = place_packed(token_ids, packing, cache, self.config, self.dtype)
         hidden = self.model(token_ids, positions, None if cache is None else cache.layers)
         if cache is not None:
             cache.advance(counts)
-        if packing is None:
-            return self._logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
         sources, targets, shape = packing.kept(logits_to_keep)
         logits = self._logits(hidden[0, sources.to(hidden.device)])
         places = logits.new_zeros(math.prod(shape), logits.shape[-1])
         return cast("Tensor", places.index_copy(0, targets.to(hidden.device), logits).unflatten(0, shape))
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Have torch.compile, with these arguments, take all that a call does on the device, as one graph.
+
+        Prompts of all lengths share one, and so do the steps of all positions; a prompt of one token, and on a GPU one
+        of few, takes other operators and a graph of its own, and so do prompts that continue a sequence. What the host
+        counts stays outside, where `torch.compile(model)` has it in the graph: modes with CUDA graphs would record
+        every position anew. Padded and packed calls run as they are. Make caches afterwards, by :meth:`new_cache`.
+        """
+        # Not of this model's method: a copy of the model takes it along, with weights of its own.
+        self._compiled = torch.compile(type(self)._predict, *args, **options)
+
+    def _as_compiled(self, token_ids: Tensor, cache: Cache | None, logits_to_keep: int | None) -> Tensor:
+        """What :meth:`_predict` says, by what :meth:`compile` made of it."""
+        if self._compiled is None:
+            return self._predict(token_ids, cache, logits_to_keep)
+        # A copy: a slice may have the strides of the whole, which the compiler tells apart.
+        token_ids = token_ids.clone(memory_format=torch.contiguous_format)
+        if token_ids.shape[1] > 1:
+            torch._dynamo.maybe_mark_dynamic(token_ids, 1)
+        return self._compiled(self, token_ids, cache, logits_to_keep)
+
+    def _predict(self, token_ids: Tensor, cache: Cache | None, logits_to_keep: int | None) -> Tensor:
+        """The logits of a rectangle of tokens, as :meth:`forward` has them; the cache's lengths on the device move on.
+
+        Here shapes and whether the cache is empty decide, and no value that is the host's.
+        """
+        positions = place_rectangle(token_ids, cache, self.config, self.dtype)
+        hidden = self.model(token_ids, positions, None if cache is None else cache.layers)
+        if cache is not None:
+            cache.lengths.add_(token_ids.shape[1])
+        return self._logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return project(hidden, self.lm_head, self.model.operators, norm=self.model.final_layernorm)

@@ -73,7 +73,7 @@ def place_rectangle(token_ids: Tensor, cache: Cache | None, config: BambaConfig,
     if cache is None:
         return locate(t, config, dtype)
     rows = torch.arange(batch, device=token_ids.device)[:, None]
-    if cache.length == 0 and seqlen > 1:
+    if seqlen > 1 and cache.length == 0:
         return locate(t, config, dtype)._replace(rows=rows)
     reach = cache.max_len if seqlen == 1 else cache.length + seqlen
     held = cache.lengths

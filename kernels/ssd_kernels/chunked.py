@@ -10,11 +10,12 @@ Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 6. Refer
 
 import math
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ssd_kernels.interface import check_inputs, discretise, results, state_dtype
+from ssd_kernels.interface import Sizes, check_inputs, discretise, results, state_dtype
 from ssd_kernels.packed import one_by_one
 
 # Tokens and heads (of all sequences and groups together) worked on at once, so that what they need stays in cache:
@@ -48,11 +49,19 @@ def chunked(
     Computes in fp32 (fp64 for fp64 inputs); running sums of dt · A are fp64, so that the result is exact for any decay.
     Extra memory: dt in fp32, and some blocks of 32 tokens and 128 heads, however many there are; on a GPU, of 64 tokens
     and all heads. Packed sequences are scanned one by one, between bounds that the host reads.
+
+    torch.compile takes it whole, as the operator `ssd_kernels::ssd_chunked`, unless a gradient or states at chunk ends
+    are wanted: then it unrolls the loop over blocks, for each length anew.
     """
     sizes = check_inputs(
         x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_limit=dt_limit,
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
+    inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
+    with_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    if torch.compiler.is_compiling() and not (with_grad or return_chunk_states):
+        both: tuple[Tensor, Tensor] = _whole(*inputs, chunk_size, dt_softplus, *dt_limit, cu_seqlens, carry)
+        return both if return_final_state else both[0]
     if cu_seqlens is not None:
         return one_by_one(
             chunked, sizes, x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus,
@@ -65,8 +74,6 @@ def chunked(
     nchunks = -(-sizes.seqlen // chunk_size) if return_chunk_states else 0
     chunk_states = final_state.new_empty((sizes.batch, nchunks, *sizes.state_shape[1:]))
     step = discretise(dt, dt_bias, dt_softplus, dt_limit, dtype)
-    inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
-    with_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
     multiply = torch.Tensor.mul if with_grad else torch.Tensor.mul_  # what the gradient needs is not overwritten
     heads_per_group = sizes.nheads // sizes.ngroups
     block, slab = _CPU_BLOCK, max(1, _CPU_HEADS // max(1, sizes.batch * sizes.ngroups))
@@ -95,6 +102,31 @@ def chunked(
                 ends.copy_(state.unflatten(2, (-1, sizes.headdim)))
         _heads(final_state, 1, sizes.ngroups, heads).copy_(state.unflatten(2, (-1, sizes.headdim)))
     return results(y, final_state, chunk_states, return_final_state, return_chunk_states)
+
+
+@torch.library.custom_op("ssd_kernels::ssd_chunked", mutates_args=())
+def _whole(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+    initial_state: Tensor | None, chunk_size: int, dt_softplus: bool, dt_low: float, dt_high: float,
+    cu_seqlens: Tensor | None, carry: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A call with its final state; a graph with the loop over blocks in it would hold for one length only."""
+    both = chunked(
+        x, dt, A, B, C, chunk_size=chunk_size, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus,
+        dt_limit=(dt_low, dt_high), initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
+        return_final_state=True,
+    )  # fmt: skip
+    return cast("tuple[Tensor, Tensor]", both)
+
+
+@_whole.register_fake
+def _fake(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+    initial_state: Tensor | None, chunk_size: int, dt_softplus: bool, dt_low: float, dt_high: float,
+    cu_seqlens: Tensor | None, carry: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    sizes = Sizes.of(x, B, cu_seqlens)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty(sizes.state_shape, dtype=state_dtype(x))
 
 
 def _heads(tensor: Tensor, dim: int, ngroups: int, heads: slice) -> Tensor:

@@ -4,6 +4,7 @@ Contract and equation: :mod:`ssd_kernels.conv_interface`.
 """
 
 import itertools
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,16 @@ def causal_conv1d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The convolution in torch, differentiable; see :class:`ssd_kernels.conv_interface.CausalConv1d`.
 
-    The host reads cu_seqlens: on a GPU it waits for it.
+    The host reads cu_seqlens: on a GPU it waits for it. torch.compile takes it whole, as the operator
+    `ssd_kernels::causal_conv1d_in_blocks`, unless a gradient is wanted: then it unrolls the loop over blocks, for each
+    length anew.
     """
     nseqs = check_conv(x, weight, bias, activation, initial_window, cu_seqlens)
+    given = (x, weight, bias, initial_window)
+    with_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
+    if torch.compiler.is_compiling() and not with_grad:
+        both: tuple[Tensor, Tensor] = _whole(*given, cu_seqlens, activation)
+        return both if return_final_window else both[0]
     batch, seqlen, channels = x.shape
     if initial_window is None:
         initial_window = x.new_zeros((nseqs, channels, weight.shape[1] - 1))
@@ -72,6 +80,30 @@ def causal_conv1d_step(
     else:
         window.index_copy_(0, slots.long(), inputs[..., 1:])
     return y.to(x.dtype).contiguous()
+
+
+@torch.library.custom_op("ssd_kernels::causal_conv1d_in_blocks", mutates_args=())
+def _whole(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_window: Tensor | None, cu_seqlens: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """A call with its final window; a graph with the loop over blocks in it would hold for one length only."""
+    both = causal_conv1d(
+        x, weight, bias, activation=activation, initial_window=initial_window, cu_seqlens=cu_seqlens,
+        return_final_window=True,
+    )  # fmt: skip
+    return cast("tuple[Tensor, Tensor]", both)
+
+
+@_whole.register_fake
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_window: Tensor | None, cu_seqlens: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    nseqs = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    window_shape = (nseqs, x.shape[2], weight.shape[1] - 1)
+    y, final_window = (torch.empty(shape, dtype=x.dtype, device=x.device) for shape in (x.shape, window_shape))
+    return y, final_window
 
 
 def _weigh(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
