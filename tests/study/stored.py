@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "docs" / "kernels.json"
+DOCS = ROOT / "docs"
 METRICS = (
     "latency_s", "eager_s", "numerical_error", "workspace_bytes", "device_launches", "bandwidth", "arithmetic",
-    "ceiling_copy", "ceiling_matmul", "regret",
+    "ceiling_copy", "ceiling_matmul", "regret", "ready_s", "graph_breaks", "recompiles",
 )  # fmt: skip
 
 
@@ -41,28 +41,33 @@ class Row:
         return self.metrics["arithmetic"] / self.metrics["bandwidth"]
 
 
-def collect(files: Iterable[Path], kept: Iterable[Row] = ()) -> list[Row]:
-    """The rows of result files, `pytest -m study --benchmark-json FILE`; later ones in the place of earlier or kept.
+def collect(files: Iterable[Path]) -> list[Row]:
+    """The rows of result files, `pytest -m study --benchmark-json FILE`; later ones in the place of earlier.
 
     Raises:
         ValueError: a file has no row of a study.
     """
-    rows = {_key(row): row for row in kept}
+    rows: list[Row] = []
     for file in files:
-        found = {_key(row): row for row in _read(json.loads(file.read_text()))}
+        found = list(_read(json.loads(file.read_text())))
         if not found:
             raise ValueError(f"{file}: expected results of pytest -m study, found none")
-        rows |= found
-    return list(rows.values())
+        rows = merged(rows, found)
+    return rows
 
 
-def keep(rows: Iterable[Row], file: Path = FILE) -> None:
+def merged(rows: Iterable[Row], later: Iterable[Row]) -> list[Row]:
+    """Rows, with the later ones of the same benchmarks in their place."""
+    return list(({_key(row): row for row in rows} | {_key(row): row for row in later}).values())
+
+
+def keep(rows: Iterable[Row], file: Path) -> None:
     """Write rows where :func:`load` finds them."""
     lines = ",\n".join(json.dumps(asdict(row), sort_keys=True, ensure_ascii=False) for row in rows)
     file.write_text(f"[\n{lines}\n]\n")
 
 
-def load(file: Path = FILE) -> list[Row]:
+def load(file: Path) -> list[Row]:
     """The rows that are kept."""
     return [Row(**row) for row in json.loads(file.read_text())]
 
@@ -86,6 +91,7 @@ def _read(document: dict[str, Any]) -> Iterator[Row]:
                 name: float(f"{statistics.median(extra['metrics'][name]['values']):.5g}")
                 for name in METRICS
                 if name in extra["metrics"]
-            },
+            }
+            | {name: float(f"{value:.5g}") for name, value in extra.get("numbers", {}).items()},
             where=f"{device}, torch {versions['torch']}, Triton {versions['triton']}",
         )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from tests.study.stored import Row
 
+GROUPS = ("peers", "ablation", "regret")
 OURS, SHIPPED = "triton", "as it ships"
 TIMES = " \N{MULTIPLICATION SIGN} "
 SHAPE = f"batch{TIMES}length"
@@ -11,7 +12,7 @@ SHAPE = f"batch{TIMES}length"
 
 def tables(rows: Sequence[Row]) -> dict[str, str]:
     """Each table by its name in the document; one of which nothing was measured is left out."""
-    of = {group: [row for row in rows if row.group == group] for group in ("peers", "ablation", "regret")}
+    of = {group: [row for row in rows if row.group == group] for group in GROUPS}
     made = {}
     if of["peers"]:
         made |= {"speed": _speed(of["peers"]), "eager": _eager(of["peers"]), "memory": _memory(of["peers"])}
@@ -31,7 +32,7 @@ def _speed(rows: Sequence[Row]) -> str:
         floor = next(iter(found.values()))
         cells = [f"{found[scan].ms:.4f} ({found[scan].floors:.2f})" if scan in found else "" for scan in scans]
         lines.append([_times(shape), f"{floor.ms / floor.floors:.4f}", *cells, _ratio(found, "latency_s")])
-    return _table([SHAPE, "floor, ms", *map(_ours, scans), "best peer / ours"], lines) + _where(rows)
+    return table([SHAPE, "floor, ms", *map(_ours, scans), "best peer / ours"], lines) + where(rows)
 
 
 def _eager(rows: Sequence[Row]) -> str:
@@ -42,7 +43,7 @@ def _eager(rows: Sequence[Row]) -> str:
         found = {scan: by[scan, shape] for scan in scans if (scan, shape) in by}
         cells = [f"{found[scan].metrics['eager_s'] * 1e3:.3f}" if scan in found else "" for scan in scans]
         lines.append([_times(shape), *cells, _ratio(found, "eager_s")])
-    return _table([SHAPE, *map(_ours, scans), "best peer / ours"], lines)
+    return table([SHAPE, *map(_ours, scans), "best peer / ours"], lines)
 
 
 def _memory(rows: Sequence[Row]) -> str:
@@ -58,7 +59,7 @@ def _memory(rows: Sequence[Row]) -> str:
         ]
         for shape in _shapes(rows)
     ]
-    return _table([SHAPE, *map(_ours, scans)], lines)
+    return table([SHAPE, *map(_ours, scans)], lines)
 
 
 def _ablation(rows: Sequence[Row]) -> str:
@@ -73,7 +74,7 @@ def _ablation(rows: Sequence[Row]) -> str:
             change = "" if not row or not shipped or variant == SHIPPED else f" ({row.ms / shipped.ms - 1:+.1%})"
             cells.append(f"{row.ms:.4f}{change}" if row else "")
         lines.append([variant, *cells])
-    return _table(["", *(f"{_times(shape)}, ms" for shape in shapes)], lines) + _where(rows)
+    return table(["", *(f"{_times(shape)}, ms" for shape in shapes)], lines) + where(rows)
 
 
 def _regret(rows: Sequence[Row]) -> str:
@@ -81,7 +82,7 @@ def _regret(rows: Sequence[Row]) -> str:
         [f"`{row.params['name']}`", f"{row.ms * 1e3:.1f}", f"{row.metrics['regret']:+.1%}", f"{1 / row.floors:.0%}"]
         for row in rows
     ]
-    return _table(["kernel and sizes", "as it ships, µs", "slower than the best", "share of the copy"], lines)
+    return table(["kernel and sizes", "as it ships, µs", "slower than the best", "share of the copy"], lines)
 
 
 def _by(rows: Iterable[Row], name: str, other: str) -> tuple[list[str], dict[tuple[str, str], Row]]:
@@ -108,9 +109,11 @@ def _times(shape: str) -> str:
     return shape.replace("x", TIMES)
 
 
-def _where(rows: Sequence[Row]) -> str:
+def where(rows: Sequence[Row]) -> str:
+    """A line that says where rows were measured."""
     return f"\n{'; '.join(dict.fromkeys(row.where for row in rows))}.\n"
 
 
-def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (headings, ["---"] * len(headings), *lines))

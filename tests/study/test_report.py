@@ -5,9 +5,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from tests.study import __main__ as command
+from tests.study import __main__ as command, experiment_tables
+from tests.study.__main__ import DOCUMENTS, Document, filled
 from tests.study.roofline import roofline
-from tests.study.stored import Row, collect, keep, load
+from tests.study.stored import Row, collect, keep, load, merged
 from tests.study.tables import TIMES, tables
 
 pytestmark = pytest.mark.correctness
@@ -34,12 +35,45 @@ ROWS = [
 ]
 
 
+def seed_row(layers, variant, *, cached, chunks, seconds):
+    params = {"layers": str(layers), "variant": variant, "cached": str(cached), "chunks": str(chunks)}
+    return row("seed", params, **numbers(seconds, timed=100 if cached else 5, new=100))
+
+
+def numbers(seconds, *, timed, new):
+    """What the grid notes of a cell: the first token after a tenth of a second, the others in the rest."""
+    made = {"timed_tokens": timed, "new_tokens": new, "moved": 2e12, "copy": 4e12, "peak_bytes": 9e9}
+    for name, value in (("all_s", seconds), ("first_s", 0.1), ("token_s", (seconds - 0.1) / (new - 1))):
+        made |= {name: value, f"{name}:low": 0.5 * value, f"{name}:high": 2 * value}
+    return made
+
+
+def compile_row(call, mode, **metrics):
+    return row("compile", {"call": call, "mode": mode}, ready_s=12.34, graph_breaks=0, recompiles=1, **metrics)
+
+
+EXPERIMENT = [
+    seed_row(4, "default", cached=False, chunks=1, seconds=1.1),
+    seed_row(4, "independent", cached=False, chunks=9, seconds=0.9),
+    seed_row(4, "default", cached=True, chunks=4, seconds=0.2),
+    seed_row(32, "optimized", cached=True, chunks=4, seconds=0.6),
+    row("fms", {"layers": "32", "variant": "optimized"}, **numbers(1.28, timed=256, new=256)),
+    compile_row("prefill", "eager", device_launches=77),
+    compile_row("decode", "default", device_launches=66, latency_s=1e-3),
+]
+
+
 def document(rows):
     """As pytest-benchmark writes them."""
     benchmarks = []
     for each in rows:
         metrics = {name: {"values": [0.5 * value, value, 2 * value]} for name, value in each.metrics.items()}
-        extra = {"metrics": metrics, "toolchain": {"torch": "2", "triton": "3"}, "implementation": {"ran": "ours"}}
+        extra = {
+            "metrics": metrics,
+            "numbers": each.metrics if each.group in ("seed", "fms") else {},
+            "toolchain": {"torch": "2", "triton": "3"},
+            "implementation": {"ran": "ours"},
+        }
         test = {"group": each.group, "params": each.params, "fullname": "tests/study/test_it.py::test_it"}
         benchmarks.append({**test, "extra_info": extra})
     return json.dumps({"machine_info": {"device": {"name": "a GPU"}}, "benchmarks": benchmarks})
@@ -57,6 +91,23 @@ def test_a_table_of_each_group_is_made():
     assert tables(ROWS[-1:]).keys() == {"regret"}
 
 
+def test_the_experiment_has_a_table_of_each_depth_with_and_without_a_cache():
+    made = experiment_tables.tables(EXPERIMENT)
+    without = made["seed 4 layers, without cache"]
+    assert "| 1 | 1.100 [0.550, 2.200]; 2000 |  | 11.9 | 9.4 |  |\n" in without
+    assert "| 9 |  | 0.900 [0.450, 1.800]; 2000 |  |  | 47 |\n" in without
+    assert "5 of 100 tokens timed.\n" in without
+    assert "| 4 | 0.200 [0.100, 0.400]; 2000 |\n" in made["seed 4 layers, with cache"]
+    assert "| 4 | 0.600 [0.300, 1.200]; 2000 |\n" in made["seed 32 layers, with cache"]
+    assert "| 4 | 100.00 [50.00, 200.00] |  |" in made["first"]
+    assert made["first"].count("\n") == 3
+    assert "| 1 | 9.0 |  |  |" in made["memory"]
+    assert "| 32 | `optimized` | 5.000 [2.500, 10.000] | 4.627 [2.314, 9.255] |" in made["fms"]
+    assert "| 2000 (50%) |\n" in made["fms"]
+    assert "| eager | 12.3 | 0 | 1 | 77 | 0.200 | 0.500 |\n" in made["compile prefill"]
+    assert "| default | 12.3 | 0 | 1 | 66 | 1.000 | 0.500 |\n" in made["compile decode"]
+
+
 def test_results_are_kept_and_later_ones_replace_earlier(tmp_path):
     (tmp_path / "first.json").write_text(document(ROWS))
     changed = row("regret", {"name": "a_kernel-4"}, regret=0.03)
@@ -65,7 +116,11 @@ def test_results_are_kept_and_later_ones_replace_earlier(tmp_path):
     assert rows == [*ROWS[:-1], changed]
     keep(rows, tmp_path / "kept.json")
     assert load(tmp_path / "kept.json") == rows
-    assert collect([], rows) == rows
+    assert merged(rows, []) == rows
+    (tmp_path / "third.json").write_text(document(EXPERIMENT))
+    found = collect([tmp_path / "third.json"])
+    assert [each.params for each in found] == [each.params for each in EXPERIMENT]
+    assert found[0].metrics["all_s:high"] == 2.2
     (tmp_path / "none.json").write_text(document([]))
     with pytest.raises(ValueError, match=r"none\.json: expected results of pytest -m study, found none"):
         collect([tmp_path / "none.json"])
@@ -80,28 +135,51 @@ def test_the_plot_has_every_point_of_peers_and_operators_and_both_ceilings():
     assert {"copy 4.00 TB/s", "matrix product 700 TFLOP/s"} <= set(texts)
 
 
-def test_the_command_fills_the_document_and_keeps_the_rows(tmp_path, monkeypatch, capsys):
-    for name in ("FILE", "DOCUMENT", "PLOT"):
-        monkeypatch.setattr(command, name, tmp_path / name)
+def test_the_command_fills_the_documents_of_the_rows_and_keeps_them(tmp_path, monkeypatch, capsys):
+    first = Document(path=tmp_path / "first.md", groups=("regret",), tables=tables, plot=tmp_path / "plot.svg")
+    second = Document(path=tmp_path / "second.md", groups=("fms",), tables=experiment_tables.tables)
+    monkeypatch.setattr(command, "DOCUMENTS", (first, second))
     (tmp_path / "results.json").write_text(document(ROWS[-1:]))
-    (tmp_path / "DOCUMENT").write_text("before\n<!-- table: regret -->\nold\n<!-- end -->\nafter\n")
+    first.path.write_text("before\n<!-- table: regret -->\nold\n<!-- end -->\nafter\n")
     assert command.main([str(tmp_path / "results.json")]) == 0
-    text = (tmp_path / "DOCUMENT").read_text()
+    text = first.path.read_text()
     assert text.startswith("before\n<!-- table: regret -->\n\n| kernel")
     assert text.endswith("50% |\n\n<!-- end -->\nafter\n")
     assert "old" not in text
-    assert load(tmp_path / "FILE") == ROWS[-1:]
-    (tmp_path / "DOCUMENT").write_text("nowhere")
+    assert load(first.kept) == first.rows() == ROWS[-1:]
+    assert first.plot.exists()
+    assert not second.kept.exists(), "nothing of it was measured"
+    assert command.main([]) == 0
+    assert first.path.read_text() == text
+    first.path.write_text("nowhere")
     with pytest.raises(SystemExit):
         command.main([str(tmp_path / "results.json")])
-    assert "expected a place for the table 'regret', found none" in capsys.readouterr().err
+    assert "first.md: expected a place for the table 'regret', found none" in capsys.readouterr().err
 
 
-def test_the_document_is_what_the_command_makes_of_what_is_kept():
-    text = command.DOCUMENT.read_text()
-    for name in tables(ROWS):
+def test_rows_of_one_document_leave_the_others_as_they_are(tmp_path, monkeypatch):
+    place = "<!-- table: {} -->\nold\n<!-- end -->\n"
+    one = Document(path=tmp_path / "one.md", groups=("regret",), tables=tables)
+    other = Document(path=tmp_path / "other.md", groups=("fms",), tables=experiment_tables.tables)
+    one.path.write_text(place.format("regret"))
+    other.path.write_text(place.format("fms"))
+    keep(ROWS[-1:], one.kept)
+    monkeypatch.setattr(command, "DOCUMENTS", (one, other))
+    (tmp_path / "results.json").write_text(document([each for each in EXPERIMENT if each.group == "fms"]))
+    assert command.main(["--only", str(tmp_path / "results.json")]) == 0
+    assert one.path.read_text() == place.format("regret")
+    assert one.rows() == ROWS[-1:]
+    assert "| 32 | `optimized` |" in other.path.read_text()
+
+
+@pytest.mark.parametrize(("number", "rows"), [(0, ROWS), (1, EXPERIMENT)])
+def test_the_documents_are_what_the_command_makes_of_what_is_kept(number, rows):
+    document = DOCUMENTS[number]
+    text = document.path.read_text()
+    for name in document.tables(rows):
         assert f"<!-- table: {name} -->" in text
-    if not command.FILE.exists():
+    if not document.kept.exists():
         pytest.skip("nothing was measured yet")
-    assert command.filled(text, load()) == text
-    assert command.PLOT.read_text() == roofline(load())
+    assert filled(document, text, document.rows()) == text
+    if document.plot is not None:
+        assert document.plot.read_text() == roofline(document.rows())
