@@ -15,6 +15,18 @@ class SSMCache(NamedTuple):
     conv_window: Tensor  # (batch, conv_dim, d_conv - 1), the convolution's last inputs
     state: Tensor  # (batch, nheads, headdim, d_state), fp32 (fp64 for an fp64 model)
 
+    @classmethod
+    def empty(
+        cls, config: BambaConfig, batch: int, device: torch.device | str | None, dtype: torch.dtype
+    ) -> "SSMCache":
+        """That of sequences without tokens."""
+        window = (batch, config.ssm_conv_dim, config.ssm_d_conv - 1)
+        state = (batch, config.ssm_nheads, config.ssm_headdim, config.ssm_d_state)
+        return cls(
+            conv_window=torch.zeros(window, device=device, dtype=dtype),
+            state=torch.zeros(state, device=device, dtype=torch.promote_types(dtype, torch.float32)),
+        )
+
 
 class AttentionCache(NamedTuple):
     """The memory of one attention layer."""
@@ -67,9 +79,6 @@ class Cache:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.host_lengths = [0] * batch
         dtype = dtype or torch.get_default_dtype()
-        state_dtype = torch.promote_types(dtype, torch.float32)
-        window_shape = (batch, config.ssm_conv_dim, config.ssm_d_conv - 1)
-        state_shape = (batch, config.ssm_nheads, config.ssm_headdim, config.ssm_d_state)
         kv_shape = (batch, config.attn_nheads_kv, max_len, config.attn_headdim)
         # Zeros, not empty: attention reads all of max_len and masks, and a masked NaN would still be a NaN.
         self.layers: list[LayerCache] = [
@@ -78,10 +87,7 @@ class Cache:
                 values=torch.zeros(kv_shape, device=device, dtype=dtype),
             )
             if layer in config.attn_layers
-            else SSMCache(
-                conv_window=torch.zeros(window_shape, device=device, dtype=dtype),
-                state=torch.zeros(state_shape, device=device, dtype=state_dtype),
-            )
+            else SSMCache.empty(config, batch, device, dtype)
             for layer in range(config.num_layers)
         ]
 

@@ -15,6 +15,7 @@ from bamba.config import BambaConfig
 from bamba.operators import Operators
 from bamba.positions import Positions
 from bamba.projections import project, takes_gate
+from bamba.slices import by_slices, takes_slices
 
 
 class Mamba2(nn.Module):
@@ -42,15 +43,20 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(d_inner, config.d_model, bias=config.ssm_proj_bias, dtype=dtype)
 
     def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
-        """(batch, seqlen, d_model) to the same."""
+        """(batch, seqlen, d_model) to the same; more tokens than a slice are overwritten, where nothing is recorded."""
+        if positions.packed is not None or not takes_slices(hidden):
+            return self._forward(hidden, norm, positions, cache)
+        memory = SSMCache.empty(self.config, hidden.shape[0], hidden.device, hidden.dtype) if cache is None else cache
+        return by_slices(hidden, lambda part, start: self._forward(part, norm, positions.part(part, start), memory))
+
+    def _forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
         c, operators = self.config, self.operators
         projected = project(hidden, self.in_proj, operators, norm=norm)
         z, xBC, dt = torch.split(projected, [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
         if cache is not None and hidden.shape[1] == 1 and positions.packed is None:
             y = self._step(xBC[:, 0], dt[:, 0], positions, cache)[:, None]
         else:
-            xBC = self._convolve(xBC, positions, cache)
-            y = self._scan(xBC, dt, positions, cache).flatten(-2)
+            y = self._scan(self._convolve(xBC, positions, cache), dt, positions, cache).flatten(-2)
         if c.ssm_norm_groups == 1 and takes_gate(y, self.out_proj, operators):
             return project(y, self.out_proj, operators, norm=self.norm, gate=z, residual=hidden)
         y = operators.gated_rms_norm(y, z, self.norm.weight, eps=c.norm_eps, groups=c.ssm_norm_groups)

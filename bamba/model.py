@@ -22,6 +22,7 @@ from bamba.operators import Operators, choose_operators
 from bamba.packing import read_packing
 from bamba.positions import Positions, place_packed, place_rectangle
 from bamba.projections import project
+from bamba.slices import by_slices, takes_slices
 from ssd_kernels.registry import default_name
 
 _CARRIES = ("all", "none")
@@ -257,6 +258,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias, dtype=dtype)
 
     def forward(self, hidden: Tensor, norm: nn.RMSNorm) -> Tensor:
-        """(batch, seqlen, d_model) to the same."""
+        """(batch, seqlen, d_model) to the same; more tokens than a slice are overwritten, where nothing is recorded."""
+        rows = hidden.flatten(0, 1)[None]
+        if takes_slices(rows):
+            return by_slices(rows, lambda part, _: self._forward(part, norm)).view(hidden.shape)
+        return self._forward(hidden, norm)
+
+    def _forward(self, hidden: Tensor, norm: nn.RMSNorm) -> Tensor:
         gated = project(hidden, self.gate_proj, self.operators, norm=norm, up=self.up_proj)
         return project(gated, self.down_proj, self.operators, residual=hidden)

@@ -45,6 +45,16 @@ class Positions(NamedTuple):
         """The bounds of packed sequences, (nseqs + 1,)."""
         return None if self.packed is None else self.packed.cu_seqlens
 
+    def part(self, tokens: Tensor, start: int) -> "Positions":
+        """Of a part (batch, seqlen, …) of these tokens of a rectangle, from `start` on, as what a state continues by.
+
+        The tokens before it are held by then: what remembers them is not the attention's.
+        """
+        batch, stop = tokens.shape[0], start + tokens.shape[1]
+        t = self.t[..., start:stop]
+        held = self.held if start == 0 else t[..., 0].expand(batch)
+        return Positions(t, self.cos[..., start:stop, :], self.sin[..., start:stop, :], held=held)
+
 
 def locate(t: Tensor, config: BambaConfig, dtype: torch.dtype) -> Positions:
     """The rotary angles t · theta^(-2i / rotary_dim) of the positions t.
