@@ -86,7 +86,7 @@ def cases() -> Iterator[Case]:
     yield from _table("gated_rms_norm", _norm, NORM_SIZES, {"model": {}}, "{} in {}")
     yield from _table("ssd_step", _step, STEP_SIZES, STEP_FEATURES, "p{} n{}")
     yield from _table("linear_step", _linear_step, LINEAR_SIZES, LINEAR_FEATURES, "b{} o{}")
-    yield from _table("attention_step", _attention_step, [(1, 1280), (64, 1280)], {"model": {}}, "b{} t{}")
+    yield from _table("attention_step", _attention_step, [(1, 1280), (16, 1280), (64, 1280)], {"model": {}}, "b{} t{}")
     yield from _table("rms_norm", _rms_norm, [(4096,), (5000,)], {"model": {}}, "{}")
     yield from _table("swiglu", _swiglu, [(14336,)], {"model": {}}, "{}")
     for dtype in ("bf16", "fp16"):

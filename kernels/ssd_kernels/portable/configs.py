@@ -4,6 +4,7 @@ Chosen on an H200; `docs/kernel_log.md` has the measurements. For other devices,
 `python -m ssd_kernels tune` puts what it finds into the table of :mod:`ssd_kernels.portable.pinned`, which comes first.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -89,8 +90,14 @@ def rms_norm_config(width: int) -> Config:
 
 @cache
 def attention_step_config(dtype: torch.dtype, max_len: int, heads: int) -> Config:
-    """SPAN: tokens of a program; BLOCK_T: of them, at once. As many parts as fill a GPU, of 128 tokens or more."""
-    span = max(128, _power_of_2(-(-max_len // max(1, 264 // heads))))
+    """SPAN: tokens of a program; BLOCK_T: of them, at once.
+
+    About as many parts as fill a GPU, of 128 tokens or more; one of each head where the heads fill it. Of the nearest
+    power of two: were it the next, one part might be far longer than the others, and all wait for it.
+    """
+    parts = max(1, 264 // heads)
+    size = math.log2(max_len / parts)
+    span = 1 << max(7, math.ceil(size) if parts == 1 else round(size))
     if dtype == torch.float32:  # products in fp32 take registers
         return Config(block={"SPAN": span, "BLOCK_T": 16}, num_warps=8)
     return Config(block={"SPAN": span, "BLOCK_T": 64}, num_warps=4)
