@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 WARM_UP_SECONDS = 0.2
 EAGER_ROUNDS = 30
+ENOUGH_SECONDS = 0.5  # after so long a call is not repeated again for its host time, or for its eager one
 OVERHEAD_ROUNDS = 200
 # Between the events lies more than the work: what it takes to start the first kernel and to see the last one end. An
 # empty kernel shows how much, but for this little of it. Fitted on an H200 to the durations that CUPTI gives of kernels
@@ -72,20 +73,23 @@ class DeviceTimer:
         return self._overheads[graph]
 
     def lead_for(self, call: Callable[[], object]) -> float:
-        """Twice the longest of five host times of a warm call, in seconds, and room for recording the event."""
-        longest = 0.0
+        """Twice the longest of up to five host times of a warm call, in seconds, and room for recording the event."""
+        torch.cuda.synchronize(self.device)
+        longest, end = 0.0, time.perf_counter() + ENOUGH_SECONDS
         for _ in range(5):
-            torch.cuda.synchronize(self.device)
             start = time.perf_counter()
             call()
             longest = max(longest, time.perf_counter() - start)
-        torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(self.device)
+            if time.perf_counter() > end:
+                break
         return 2 * longest + 20e-6
 
     def eager_seconds(self, call: Callable[[], object]) -> float:
         """Median host seconds from an idle device to an idle device, launches included, cold L2."""
-        samples = []
-        for _ in range(EAGER_ROUNDS):
+        samples: list[float] = []
+        end = time.perf_counter() + ENOUGH_SECONDS
+        while not samples or (len(samples) < EAGER_ROUNDS and time.perf_counter() < end):
             self._scratch.zero_()
             torch.cuda.synchronize(self.device)
             start = time.perf_counter()
@@ -119,7 +123,10 @@ def identity(device: torch.device) -> str:
 
 def warm_up(call: Callable[[], object], device: torch.device) -> None:
     """Repeat the call until the device has worked without a pause long enough for its clock to settle."""
-    start = time.perf_counter()
+    for _ in range(2):  # the first may compile; of a long call, the second is enough
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize(device)
     while time.perf_counter() - start < WARM_UP_SECONDS:
         for _ in range(5):
             call()

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
+from tests.perf.model_calls import decode, decode_bytes, matrix_weights, prefill, prompt
 from tests.perf.problems import (
     DECODE_BATCHES,
     DEVICE,
@@ -29,35 +29,10 @@ def models():
     return with_exact_twin(CONFIG)
 
 
-def prompt(batch, seqlen):
-    """Random tokens from a fixed seed."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    return torch.randint(CONFIG.vocab_size, (batch, seqlen), generator=generator, device=DEVICE)
-
-
-def matrix_weights(model):
-    """Weights that every token is multiplied with; logits are computed of the last token only."""
-    linear = (module for module in model.model.modules() if isinstance(module, nn.Linear))
-    return sum(module.weight.numel() for module in linear)
-
-
-def prefill(model, token_ids, cache):
-    """The logits after the last token of a prompt, into a cache that is emptied first."""
-    cache.reset()
-    return model(token_ids, cache, logits_to_keep=1)
-
-
-def decode(model, token_ids, cache):
-    """The logits after one more token, always of the same position."""
-    cache.length = PROMPT
-    cache.position.fill_(PROMPT)
-    return model(token_ids, cache)
-
-
 @pytest.mark.parametrize("tokens", [pytest.param(tokens, id=f"{MODEL}-1x{tokens}") for tokens in PREFILL_TOKENS])
 def test_prefill(benchmark, models, tokens):
     model, exact_model = models
-    token_ids = prompt(1, tokens)
+    token_ids = prompt(model, 1, tokens)
     with torch.inference_mode():
         exact = exact_model(token_ids, logits_to_keep=1)
         benchmark.declare(
@@ -76,18 +51,18 @@ def test_prefill(benchmark, models, tokens):
 @pytest.mark.parametrize("batch", [pytest.param(batch, id=f"{MODEL}-b{batch}") for batch in DECODE_BATCHES])
 def test_decode(benchmark, models, batch):
     model, exact_model = models
-    token_ids = prompt(batch, PROMPT + 1)
+    token_ids = prompt(model, batch, PROMPT + 1)
     caches = [each.new_cache(batch=batch, max_len=PROMPT + 1) for each in models]
     with torch.inference_mode():
         for each, cache in zip(models, caches, strict=True):
             each(token_ids[:, :-1], cache, logits_to_keep=1)
-        exact = decode(exact_model, token_ids[:, -1:], caches[1])
+        exact = decode(exact_model, token_ids[:, -1:], caches[1], PROMPT)
         # Each call moves the state on, so only the first result, taken here, has a known truth.
-        error = relative_error(decode(model, token_ids[:, -1:], caches[0]), exact)
+        error = relative_error(decode(model, token_ids[:, -1:], caches[0], PROMPT), exact)
         weights = matrix_weights(model) + model.lm_head.weight.numel()
         benchmark.declare(
             tokens=batch,
-            bytes=weights * DTYPE.itemsize + 2 * caches[0].nbytes,
+            bytes=decode_bytes(model, caches[0], PROMPT),
             flops=2 * weights * batch,
             device=DEVICE,
             error=lambda _: error,
@@ -96,4 +71,4 @@ def test_decode(benchmark, models, batch):
             asked=model.ssm,
             ran=model.ssm_in_use,
         )
-        benchmark(decode, model, token_ids[:, -1:], caches[0])
+        benchmark(decode, model, token_ids[:, -1:], caches[0], PROMPT)
