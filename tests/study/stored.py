@@ -10,8 +10,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 METRICS = (
-    "latency_s", "eager_s", "numerical_error", "workspace_bytes", "device_launches", "bandwidth", "arithmetic",
-    "ceiling_copy", "ceiling_matmul", "regret", "ready_s", "graph_breaks", "recompiles",
+    "latency_s", "eager_s", "numerical_error", "workspace_bytes", "peak_bytes", "device_launches", "bandwidth",
+    "arithmetic", "ceiling_copy", "ceiling_matmul", "regret", "ready_s", "graph_breaks", "recompiles",
 )  # fmt: skip
 
 

@@ -1,10 +1,10 @@
 """The tables of docs/kernels.md, made of the rows that are kept."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tests.study.stored import Row
 
-GROUPS = ("peers", "ablation", "regret")
+GROUPS = ("peers", "ablation", "regret", "prefill", "decode")
 OURS, SHIPPED = "triton", "as it ships"
 TIMES = " \N{MULTIPLICATION SIGN} "
 SHAPE = f"batch{TIMES}length"
@@ -20,6 +20,10 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         made["ablation"] = _ablation(of["ablation"])
     if of["regret"]:
         made["regret"] = _regret(of["regret"])
+    if of["prefill"]:
+        made["prefill"] = _models(of["prefill"], "tokens", _prefill)
+    if of["decode"]:
+        made["decode"] = _models(of["decode"], "batch", _decode)
     return made
 
 
@@ -83,6 +87,24 @@ def _regret(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return table(["kernel and sizes", "as it ships, µs", "slower than the best", "share of the copy"], lines)
+
+
+def _models(rows: Sequence[Row], size: str, cell: Callable[[Row], str]) -> str:
+    """A line for each size, a column for each model."""
+    models, by = _by(rows, "model", size)
+    sizes = dict.fromkeys(row.params[size] for row in rows)
+    lines = [[each, *(cell(by[model, each]) if (model, each) in by else "" for model in models)] for each in sizes]
+    return table([size, *models], lines) + where(rows)
+
+
+def _prefill(row: Row) -> str:
+    """Milliseconds, and in brackets GiB above the weights."""
+    return f"{row.ms:.1f} ({row.metrics['peak_bytes'] / 2**30:.2f})"
+
+
+def _decode(row: Row) -> str:
+    """Milliseconds of the device, and from an idle device to an idle device."""
+    return f"{row.ms:.2f} / {row.metrics['eager_s'] * 1e3:.2f}"
 
 
 def _by(rows: Iterable[Row], name: str, other: str) -> tuple[list[str], dict[tuple[str, str], Row]]:

@@ -32,7 +32,14 @@ ROWS = [
     row("ablation", {"shape": "8x2048", "variant": "as it ships"}),
     row("ablation", {"shape": "1x8192", "variant": "otherwise"}, latency_s=2.2e-4),
     row("regret", {"name": "a_kernel-4"}, regret=0.012),
+    row("prefill", {"tokens": "1024", "model": "bamba"}, latency_s=0.031, peak_bytes=1.0737e9),
+    row("prefill", {"tokens": "8192", "model": "bamba"}, latency_s=0.245, peak_bytes=2.1475e9),
+    row("prefill", {"tokens": "1024", "model": "a peer"}, latency_s=1.5, peak_bytes=1.718e10),
+    row("decode", {"batch": "16", "model": "bamba"}, latency_s=6.78e-3, eager_s=6.9e-3),
 ]
+
+
+REGRET = [each for each in ROWS if each.group == "regret"]
 
 
 def seed_row(layers, variant, *, cached, chunks, seconds):
@@ -88,7 +95,10 @@ def test_a_table_of_each_group_is_made():
     assert "| 1 x 8192 | 2.0 | 2.0 | 2.0 |\n" in made["memory"]
     assert "| otherwise | 0.2200 (+10.0%) |  |\n" in made["ablation"]
     assert "| `a_kernel-4` | 200.0 | +1.2% | 50% |\n" in made["regret"]
-    assert tables(ROWS[-1:]).keys() == {"regret"}
+    assert "| tokens | bamba | a peer |\n" in made["prefill"]
+    assert "| 1024 | 31.0 (1.00) | 1500.0 (16.00) |\n| 8192 | 245.0 (2.00) |  |\n" in made["prefill"]
+    assert "| 16 | 6.78 / 6.90 |\n" in made["decode"]
+    assert tables(REGRET).keys() == {"regret"}
 
 
 def test_the_experiment_has_a_table_of_each_depth_with_and_without_a_cache():
@@ -113,7 +123,7 @@ def test_results_are_kept_and_later_ones_replace_earlier(tmp_path):
     changed = row("regret", {"name": "a_kernel-4"}, regret=0.03)
     (tmp_path / "second.json").write_text(document([changed]))
     rows = collect([tmp_path / "first.json", tmp_path / "second.json"])
-    assert rows == [*ROWS[:-1], changed]
+    assert rows == [changed if each in REGRET else each for each in ROWS]
     keep(rows, tmp_path / "kept.json")
     assert load(tmp_path / "kept.json") == rows
     assert merged(rows, []) == rows
@@ -139,14 +149,14 @@ def test_the_command_fills_the_documents_of_the_rows_and_keeps_them(tmp_path, mo
     first = Document(path=tmp_path / "first.md", groups=("regret",), tables=tables, plot=tmp_path / "plot.svg")
     second = Document(path=tmp_path / "second.md", groups=("fms",), tables=experiment_tables.tables)
     monkeypatch.setattr(command, "DOCUMENTS", (first, second))
-    (tmp_path / "results.json").write_text(document(ROWS[-1:]))
+    (tmp_path / "results.json").write_text(document(REGRET))
     first.path.write_text("before\n<!-- table: regret -->\nold\n<!-- end -->\nafter\n")
     assert command.main([str(tmp_path / "results.json")]) == 0
     text = first.path.read_text()
     assert text.startswith("before\n<!-- table: regret -->\n\n| kernel")
     assert text.endswith("50% |\n\n<!-- end -->\nafter\n")
     assert "old" not in text
-    assert load(first.kept) == first.rows() == ROWS[-1:]
+    assert load(first.kept) == first.rows() == REGRET
     assert first.plot.exists()
     assert not second.kept.exists(), "nothing of it was measured"
     assert command.main([]) == 0
@@ -163,12 +173,12 @@ def test_rows_of_one_document_leave_the_others_as_they_are(tmp_path, monkeypatch
     other = Document(path=tmp_path / "other.md", groups=("fms",), tables=experiment_tables.tables)
     one.path.write_text(place.format("regret"))
     other.path.write_text(place.format("fms"))
-    keep(ROWS[-1:], one.kept)
+    keep(REGRET, one.kept)
     monkeypatch.setattr(command, "DOCUMENTS", (one, other))
     (tmp_path / "results.json").write_text(document([each for each in EXPERIMENT if each.group == "fms"]))
     assert command.main(["--only", str(tmp_path / "results.json")]) == 0
     assert one.path.read_text() == place.format("regret")
-    assert one.rows() == ROWS[-1:]
+    assert one.rows() == REGRET
     assert "| 32 | `optimized` |" in other.path.read_text()
 
 

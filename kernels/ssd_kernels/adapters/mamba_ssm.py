@@ -75,7 +75,7 @@ def _sequence_of_tokens(cu_seqlens: Tensor, seqlen: int) -> Tensor:
     return sequences.repeat_interleave(cu_seqlens.diff(), output_size=seqlen)[None]
 
 
-def _import_without_the_package(name: str, package: str) -> ModuleType:
+def import_without_the_package(name: str, package: str) -> ModuleType:
     """Import a module without running the `__init__` of its top-level package, which is left as if never touched.
 
     Raises:
@@ -93,4 +93,4 @@ def _import_without_the_package(name: str, package: str) -> ModuleType:
         del sys.modules[package]
 
 
-_combined = _import_without_the_package("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm")
+_combined = import_without_the_package("mamba_ssm.ops.triton.ssd_combined", "mamba_ssm")
