@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssd_kernels.hopper import prepare as preparation
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, STEEP_UNIT, Cut
-from ssd_kernels.hopper.decays import CLOSING, OPENING, STEEP
+from ssd_kernels.hopper.decays import BETWEEN, CLOSING, OPENING, STEEP
 from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.segment_states import Pieces, segment_states
 from ssd_kernels.hopper.slots import count_slots
@@ -103,7 +103,9 @@ def _segment(
         high, low = factors[:, : 2 * CHUNK].float().unflatten(1, (2, CHUNK)).unbind(1)
         u = factors[:, 2 * CHUNK :].contiguous().view(torch.float32)
         xw = _rounded(x_chunk * high.T[..., None] + _rounded(x_chunk * low.T[..., None]))  # (Q, H, P)
-        out = torch.einsum("hpn,ihn->ihp", _rounded(S), C_chunk) + torch.einsum("hij,jhp->ihp", CB, xw)
+        out = torch.einsum("hpn,ihn->ihp", _rounded(S), C_chunk)
+        out, S, xw = _between_halves(out, S, xw, CB, exponents[:, BETWEEN.value])
+        out = out + torch.einsum("hij,jhp->ihp", CB, xw)
         out = torch.where(steep[:, None], out_steep, out * torch.where(steep[:, None], 0, u).T[..., None])
         if D is not None:
             out = out + D.reshape(run.sizes.nheads, -1) * x_chunk
@@ -112,6 +114,16 @@ def _segment(
         closing = exponents[:, CLOSING.value]
     if end == last and (begin < end or segment == 0):
         final_state[row] = _scaled(S, closing)
+
+
+def _between_halves(out: Tensor, S: Tensor, xw: Tensor, CB: Tensor, between: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the first half adds to its own tokens, if the halves have a scale each; and all else in the second's."""
+    half, halved = CHUNK // 2, (between != 0)[:, None]
+    first = torch.einsum("hij,jhp->ihp", CB[:, :half, :half], xw[:half])
+    step = torch.exp2(between * 0.5)[:, None]
+    out = torch.cat([out[:half] + torch.where(halved, first, 0), out[half:] * step * step])
+    xw = torch.cat([_rounded(_rounded(xw[:half] * step) * step), xw[half:]])
+    return out, S * step[..., None] * step[..., None], xw
 
 
 def _steep(S: Tensor, x: Tensor, C: Tensor, CB: Tensor, factors: Tensor, dt: Tensor) -> Tensor:
@@ -129,11 +141,11 @@ def _entering_state(run: Run, row: int, segment: int) -> Tensor:
     if run.pieces is not None:
         decays = run.pieces.decays[row].unflatten(-1, (run.sizes.nheads, -1))[..., 0]
         for k in reversed(range(segment * run.cut.pieces_of_segment)):
-            near = (decay > -NEGLIGIBLE)[:, None, None]
+            near = (decay > -NEGLIGIBLE.value)[:, None, None]
             S = S + torch.where(near, torch.exp2(decay)[:, None, None] * run.pieces.states[row, k], 0)
             decay = torch.where(near[:, 0, 0], decay + decays[k], decay)
     initial = run.inputs["initial_state"]
-    reached = (decay > -NEGLIGIBLE)[:, None, None] if run.period is None else torch.tensor(segment == 0)
+    reached = (decay > -NEGLIGIBLE.value)[:, None, None] if run.period is None else torch.tensor(segment == 0)
     if initial is not None:
         S = S + torch.where(reached, torch.exp2(decay)[:, None, None] * initial[row], 0)
     return S

@@ -37,7 +37,9 @@ EARLY_START = True
 # The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
 TILE_RANK = 3
 
-NEGLIGIBLE = 40.0  # of a state that decays by more, in powers of two, nothing is left beside what is added later
+NEGLIGIBLE = tl.constexpr(
+    40.0
+)  # of a state that decays by more, in powers of two, nothing is left beside what is added later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +84,10 @@ class ScanConfig:
 
     consumers: warpgroups of a program that compute, each with one part of a head; they share B, C and CB.
     stages: chunks in shared memory at once.
-    panels: tiles that a row of B, C or the state is cut into.
     """
 
     consumers: int
     stages: int
-    panels: int = 1
     registers: int = 240  # of a thread of the second such warpgroup
     cut: Cut = Cut()
 
@@ -95,14 +95,13 @@ class ScanConfig:
     def kwargs(self) -> dict[str, Any]:
         """What a launch takes as keywords."""
         return {
-            "CONSUMERS": self.consumers, "PANELS": self.panels, "STAGES": self.stages, "REGISTERS": self.registers,
-            "num_warps": 4,
+            "CONSUMERS": self.consumers, "STAGES": self.stages, "REGISTERS": self.registers, "num_warps": 4,
         }  # fmt: skip
 
 
-# (d_state, consumers): as many stages as shared memory holds, and panels.
-_TILES = {(64, 1): (5, 1), (64, 2): (4, 1), (128, 1): (4, 1), (128, 2): (3, 1)}
-D_STATES = tuple(sorted({d_state for d_state, _ in _TILES}))
+# (d_state, consumers): as many stages as shared memory holds.
+_STAGES = {(64, 1): 5, (64, 2): 4, (128, 1): 4, (128, 2): 3}
+D_STATES = tuple(sorted({d_state for d_state, _ in _STAGES}))
 
 # Microseconds on an H200. A program of the scan: a chunk, by consumers; filling the stages. The states before segments:
 # their launch; a chunk of the longest program, which waits for each.
@@ -140,9 +139,8 @@ def size_class(sizes: Sizes, period: int | None) -> tuple[int, ...]:
 def of_entry(entry: Entry, sizes: Sizes) -> ScanConfig:
     """The configuration that an entry of the table stands for."""
     block = entry["block"]
-    _, panels = _TILES[sizes.d_state, block["CONSUMERS"]]
     cut = Cut(segments=block["SEGMENTS"], pieces_of_segment=block["PIECES"])
-    return ScanConfig(consumers=block["CONSUMERS"], stages=entry["num_stages"], panels=panels, cut=cut)
+    return ScanConfig(consumers=block["CONSUMERS"], stages=entry["num_stages"], cut=cut)
 
 
 def entry_of(config: ScanConfig) -> Entry:
@@ -185,7 +183,7 @@ def _fastest(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
 def _choices(sizes: Sizes, period: int | None) -> list[ScanConfig]:
     """Whatever may be taken, by the rule or by a search, with as many stages as shared memory holds."""
     tiles = [
-        (consumers, *_TILES[sizes.d_state, consumers])
+        (consumers, _STAGES[sizes.d_state, consumers])
         for consumers in (2, 1)
         if _parts(sizes) // sizes.ngroups % consumers == 0
     ]
@@ -195,11 +193,7 @@ def _choices(sizes: Sizes, period: int | None) -> list[ScanConfig]:
         for pieces in _PIECES
         if _may_cut(sizes, period, segments, pieces)
     ]
-    return [
-        ScanConfig(consumers=consumers, stages=stages, panels=panels, cut=cut)
-        for consumers, stages, panels in tiles
-        for cut in cuts
-    ]
+    return [ScanConfig(consumers=consumers, stages=stages, cut=cut) for consumers, stages in tiles for cut in cuts]
 
 
 def _at_once(sizes: Sizes, period: int | None, sms: int, config: ScanConfig) -> bool:

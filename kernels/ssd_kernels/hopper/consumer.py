@@ -15,7 +15,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_wait
 
-from ssd_kernels.hopper.decays import CLOSING, OPENING, STEEP
+from ssd_kernels.hopper.configs import NEGLIGIBLE
+from ssd_kernels.hopper.decays import BETWEEN, CLOSING, OPENING, STEEP
+from ssd_kernels.hopper.halves import first_half
 from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
 from ssd_kernels.hopper.steep import steep_chunk
 from ssd_kernels.hopper.transfers import store_tile
@@ -25,13 +27,12 @@ from ssd_kernels.hopper.versions import barrier
 @gluon.jit
 def consumer(
     y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr,
-    CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr,
-    Q: gl.constexpr, STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, NEGLIGIBLE: gl.constexpr,
-    RANK: gl.constexpr, EARLY_START: gl.constexpr,
+    CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, Q: gl.constexpr,
+    STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, RANK: gl.constexpr,
+    EARLY_START: gl.constexpr,
 ):  # fmt: skip
     """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state."""
-    PANEL: gl.constexpr = N // PANELS
-    LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, PANEL, 16])
+    LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     AS: gl.constexpr = gl.DotOperandLayout(0, LS, 2)
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
@@ -48,10 +49,9 @@ def consumer(
     D = _skip(D_ptr, strides[0], head, channel, P, LY)
     if EARLY_START:
         gdc_wait()
-    S0, S1 = _entering_state(
-        initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut,
-        PARTS, P, N, PANELS, RESTART, NEGLIGIBLE, LS,
-    )  # fmt: skip
+    S = _entering_state(
+        initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut, PARTS, P, N, RESTART, LS
+    )
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     closing = gl.to_tensor(0.0)
     stage = 0
@@ -64,11 +64,12 @@ def consumer(
         mbarrier.wait(full.index(stage), phase)
         exponents = exponents_tiles.index(mine)
         factors = factors_tiles.index(mine)
+        B_tile = B_tiles.index(stage).reshape([Q, N])
+        C_tile = C_tiles.index(stage).reshape([Q, N])
+        CB_tile = CB_tiles.index(stage)
         if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
-                S0 = gl.full([P, PANEL], 0.0, gl.float32, LS)
-                if PANELS == 2:
-                    S1 = gl.full([P, PANEL], 0.0, gl.float32, LS)
+                S = gl.full([P, N], 0.0, gl.float32, LS)
         scale = closing + scalar(exponents, OPENING)
         steep = scalar(exponents, STEEP) != 0.0
         if steep:
@@ -76,15 +77,14 @@ def consumer(
             if pending != 0:
                 store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
                 pending = 0
-            S0 = scaled(S0, closing)
-            if PANELS == 2:
-                S1 = scaled(S1, closing)
+            S = scaled(S, closing)
             scale = scalar(exponents, OPENING)
             steep_chunk(
-                S0, S1, x_tiles.index(mine), C_tiles, CB_tiles.index(stage), factors_fp32_tiles.index(mine),
-                steps_ptr + slot * Q, D, D_ptr, y_tile, stage, stop - token, P, Q, N, PANELS, PACKED, LY,
+                S, x_tiles.index(mine), C_tile, CB_tile, factors_fp32_tiles.index(mine), steps_ptr + slot * Q,
+                D, D_ptr, y_tile, stop - token, P, Q, N, PACKED, LY,
             )  # fmt: skip
         closing = scalar(exponents, CLOSING)
+        between = scalar(exponents, BETWEEN)
         x = x_tiles.index(mine).reshape([Q, P]).permute((1, 0)).load(AY)
         if PACKED:  # noqa: SIM102 -- decided when compiled
             if slot == end - 1:
@@ -94,28 +94,21 @@ def consumer(
         w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AY))
         w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AY))
         if scale != 0.0:
-            S0 = scaled(S0, scale)
-            if PANELS == 2:
-                S1 = scaled(S1, scale)
-        C_tile = C_tiles.index(stage * PANELS).reshape([Q, PANEL]).permute((1, 0))
-        y = warpgroup_mma(gl.convert_layout(S0.to(gl.bfloat16), AY), C_tile, zero, use_acc=False, is_async=True)
-        if PANELS == 2:
-            y = warpgroup_mma_wait(0, deps=[y])
-            C_tile = C_tiles.index(stage * PANELS + 1).reshape([Q, PANEL]).permute((1, 0))
-            y = warpgroup_mma(gl.convert_layout(S1.to(gl.bfloat16), AY), C_tile, y, is_async=True)
+            S = scaled(S, scale)
+        entering = gl.convert_layout(S.to(gl.bfloat16), AY)
+        y = warpgroup_mma(entering, C_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
         if slot > begin:
             if pending != 0:
                 store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
             mbarrier.arrive(empty.index(used), count=1)
         xw = times(x, w_high[None, :], w_low[None, :])
-        y = warpgroup_mma(xw, CB_tiles.index(stage).permute((1, 0)), y, is_async=True)
-        xw = gl.convert_layout(xw, AS)
-        S0 = warpgroup_mma(xw, B_tiles.index(stage * PANELS).reshape([Q, PANEL]), S0, is_async=True)
-        if PANELS == 2:
-            S1 = warpgroup_mma(xw, B_tiles.index(stage * PANELS + 1).reshape([Q, PANEL]), S1, is_async=True)
+        if between != 0.0:
+            y, S, xw = first_half(y, S, xw, CB_tile, between, P, Q, LY)
+        y = warpgroup_mma(xw, CB_tile.permute((1, 0)), y, is_async=True)
+        S = warpgroup_mma(gl.convert_layout(xw, AS), B_tile, S, is_async=True)
         u = factors_fp32_tiles.index(mine).slice(Q, Q).load(gl.SliceLayout(0, LY))
         out = unpacked(gl.convert_layout(x, LY)) * D[:, None]
-        y = warpgroup_mma_wait(PANELS, deps=[y])
+        y = warpgroup_mma_wait(1, deps=[y])
         if D_ptr is not None:
             out += y * u[None, :]
         else:
@@ -124,11 +117,8 @@ def consumer(
             tma.store_wait(0)
             y_tile.reshape([Q, P]).permute((1, 0)).store(out.to(gl.bfloat16))
             fence_async_shared()
+        S = warpgroup_mma_wait(0, deps=[S])
         pending = 1
-        if PANELS == 2:
-            S0, S1 = warpgroup_mma_wait(0, deps=[S0, S1])
-        else:
-            S0 = warpgroup_mma_wait(0, deps=[S0])
         used = stage
         stage += 1
         if stage == STAGES:
@@ -139,32 +129,27 @@ def consumer(
         token = start + (end - 1 - first) * Q
         _store_last(y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK)
     if (end == last) & ((begin < end) | (cut[0] == 0)):
-        _store_state(final_ptr, S0, S1, closing, row * nheads * PARTS + part, P, N, PANELS, LS)
+        _store_state(final_ptr, S, closing, row * nheads * PARTS + part, P, N, LS)
     tma.store_wait(0)
 
 
 @gluon.jit
 def _entering_state(
     initial_ptr, pieces_ptr, decays_ptr, strides, row, part, nheads, cut,
-    PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr, RESTART: gl.constexpr,
-    NEGLIGIBLE: gl.constexpr, LS: gl.constexpr,
+    PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, RESTART: gl.constexpr, LS: gl.constexpr,
 ):  # fmt: skip
     """The state at the start of the segment: of the pieces before it and of `initial`, what has not decayed."""
-    PANEL: gl.constexpr = N // PANELS
     offs_p = gl.arange(0, P, layout=gl.SliceLayout(1, LS))
-    offs_n = gl.arange(0, PANEL, layout=gl.SliceLayout(0, LS))
+    offs_n = gl.arange(0, N, layout=gl.SliceLayout(0, LS))
     segment, segments, pieces, _ = cut
-    S0 = gl.full([P, PANEL], 0.0, gl.float32, LS)
-    S1 = S0
+    S = gl.full([P, N], 0.0, gl.float32, LS)
     decay = gl.to_tensor(0.0)
     if pieces_ptr is not None:
         offs = offs_p[:, None] * N + offs_n[None, :]
         piece = segment * pieces - 1
         while (piece >= 0) & (decay > -NEGLIGIBLE):
             k = ((row * (segments - 1) * pieces + piece) * nheads * PARTS + part).to(gl.int64)
-            S0 += gl.exp2(decay) * gl.load(pieces_ptr + k * (P * N) + offs)
-            if PANELS == 2:
-                S1 += gl.exp2(decay) * gl.load(pieces_ptr + k * (P * N) + offs + PANEL)
+            S += gl.exp2(decay) * gl.load(pieces_ptr + k * (P * N) + offs)
             decay += gl.load(decays_ptr + k)
             piece -= 1
     if initial_ptr is not None:
@@ -175,10 +160,8 @@ def _entering_state(
         if RESTART:
             reached = segment == 0
         if reached:
-            S0 += gl.exp2(decay) * gl.load(initial_ptrs)
-            if PANELS == 2:
-                S1 += gl.exp2(decay) * gl.load(initial_ptrs + PANEL * strides[3])
-    return S0, S1
+            S += gl.exp2(decay) * gl.load(initial_ptrs)
+    return S
 
 
 @gluon.jit
@@ -193,16 +176,12 @@ def _skip(D_ptr, strides, head, channel, P: gl.constexpr, LY: gl.constexpr):
 
 
 @gluon.jit
-def _store_state(
-    final_ptr, S0, S1, closing, k, P: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr, LS: gl.constexpr
-):
+def _store_state(final_ptr, S, closing, k, P: gl.constexpr, N: gl.constexpr, LS: gl.constexpr):
     """The state of part k of the final states."""
     offs_p = gl.arange(0, P, layout=gl.SliceLayout(1, LS))
-    offs_n = gl.arange(0, N // PANELS, layout=gl.SliceLayout(0, LS))
+    offs_n = gl.arange(0, N, layout=gl.SliceLayout(0, LS))
     ptrs = final_ptr + k.to(gl.int64) * (P * N) + offs_p[:, None] * N + offs_n[None, :]
-    gl.store(ptrs, scaled(S0, closing))
-    if PANELS == 2:
-        gl.store(ptrs + N // PANELS, scaled(S1, closing))
+    gl.store(ptrs, scaled(S, closing))
 
 
 @gluon.jit

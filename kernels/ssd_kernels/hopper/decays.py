@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 from triton.experimental.gluon import language as gl
 
-from ssd_kernels.hopper.configs import RANGE, STEEP_STEP, STEEP_UNIT
+from ssd_kernels.hopper.configs import NEGLIGIBLE, RANGE, STEEP_STEP, STEEP_UNIT
 from ssd_kernels.hopper.layouts import load_layout, rows_layout, span
 from ssd_kernels.hopper.slots import slot_bounds
 
 # What stands in a row of `exponents`, for each chunk and head, in units of log 2.
 EXPONENTS = 8
-TOTAL, OPENING, CLOSING, TO_END, STEEP = (tl.constexpr(i) for i in range(5))
+TOTAL, OPENING, CLOSING, TO_END, STEEP, BETWEEN = (tl.constexpr(i) for i in range(6))
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def store_decays(
     factors as bf16 and as fp32, exponents, steps. WARPS: of the program; 0 in the interpreter.
     """
     LAYOUT: tl.constexpr = rows_layout(BLOCK_H, CHUNK, WARPS)
-    factors_ptr, u_ptr, exponents_ptr, _ = outputs
+    exponents_ptr = outputs[2]
     dt = _load(block, batch, slot, cut, dt_ptr, strides[0], nheads, CHUNK, GROUP, BLOCK_H, WARPS)
     slots = slot + span(GROUP, 1, LAYOUT)
     _, count, sequence = slot_bounds(slots, *cut, CHUNK)
@@ -55,19 +55,28 @@ def store_decays(
 
     rows = (batch * nheads + offs_h)[:, None] * nslots + slots[None, :]
     in_rows = in_h[:, None] & (slots < nslots)[None, :]
-    in_flat = (in_rows & flat)[:, :, None] & (offs_q >= 0)
-    exponent = tl.where(flat[:, :, None], a - middle[:, :, None], 0.0)
-    tl.store(u_ptr + (rows * (2 * CHUNK) + CHUNK)[:, :, None] + offs_q, tl.exp2(exponent), mask=in_flat)
-    w = dt * tl.exp2(-exponent)
-    _store_in_two(factors_ptr + (rows * (4 * CHUNK))[:, :, None] + offs_q, w, in_flat, CHUNK)
-    steep = in_rows & (flat == 0)
-    if tl.max(tl.max(steep.to(tl.int32), 1), 0) > 0:
-        last = _store_steep(dt, A, outputs, rows, steep, offs_q, CHUNK)
-        total = tl.where(flat, total, last)
-        opening = tl.where(flat, opening, last)
-        closing = tl.where(flat, closing, 0.0)
+    within = tl.where(flat[:, :, None], a - middle[:, :, None], 0.0)
+    _store_factors(dt, within, outputs, rows, in_rows & flat, offs_q, CHUNK)
     to_end = tl.where(flat, total - middle, 0.0)
-    _store_exponents(exponents_ptr, rows, in_rows, total, opening, closing, to_end, flat, LAYOUT)
+    between = tl.zeros_like(total)
+    beyond = in_rows & (flat == 0)
+    if tl.max(tl.max(beyond.to(tl.int32), 1), 0) > 0:
+        first, second, fit = _middles_of_halves(a, offs_q, CHUNK)
+        halved = beyond & fit & (total == total)
+        within = a - tl.where(offs_q < CHUNK // 2, first[:, :, None], second[:, :, None])
+        _store_factors(dt, tl.where(halved[:, :, None], within, 0.0), outputs, rows, halved, offs_q, CHUNK)
+        opening = tl.where(halved, first, opening)
+        closing = tl.where(halved, total - second, closing)
+        to_end = tl.where(halved, total - second, to_end)
+        between = tl.where(halved, second - first, 0.0)
+        flat = flat | halved
+        steep = beyond & (halved == 0)
+        if tl.max(tl.max(steep.to(tl.int32), 1), 0) > 0:
+            last = _store_steep(dt, A, outputs, rows, steep, offs_q, CHUNK)
+            total = tl.where(flat, total, last)
+            opening = tl.where(flat, opening, last)
+            closing = tl.where(flat, closing, 0.0)
+    _store_exponents(exponents_ptr, rows, in_rows, total, opening, closing, to_end, flat, between, LAYOUT)
 
 
 @triton.jit
@@ -140,6 +149,31 @@ def _of_others(v, LAYOUT: tl.constexpr):
 
 
 @triton.jit
+def _middles_of_halves(a, offs_q, CHUNK: tl.constexpr):
+    """The middle of the range of each half, (H, G), and whether the factors stand both, far enough from each other."""
+    in_first = offs_q < CHUNK // 2
+    low = tl.minimum(tl.min(tl.where(in_first, a, 0.0), 2), 0.0)
+    high = tl.maximum(tl.max(tl.where(in_first, a, 0.0), 2), 0.0)
+    # The second begins where the first ends, as a chunk does at zero.
+    rest = tl.where(in_first, tl.sum(tl.where(offs_q == CHUNK // 2 - 1, a, 0.0), 2)[:, :, None], a)
+    rest_low, rest_high = tl.min(rest, 2), tl.max(rest, 2)
+    # An even number apart, so that half of it is the exponent of a number that multiplies without rounding.
+    apart = 2.0 * tl.floor((rest_low + rest_high - low - high) * 0.25)
+    fit = (high - low <= RANGE) & (rest_high - rest_low <= RANGE) & (apart <= -NEGLIGIBLE)
+    first = (low + high) * 0.5
+    return first, first + apart, fit
+
+
+@triton.jit
+def _store_factors(dt, within, outputs, rows, mask, offs_q, CHUNK: tl.constexpr):
+    """Of chunks that are not steep; `within`: a less the middle."""
+    factors_ptr, u_ptr, _, _ = outputs
+    mask = mask[:, :, None] & (offs_q >= 0)
+    tl.store(u_ptr + (rows * (2 * CHUNK) + CHUNK)[:, :, None] + offs_q, tl.exp2(within), mask=mask)
+    _store_in_two(factors_ptr + (rows * (4 * CHUNK))[:, :, None] + offs_q, dt * tl.exp2(-within), mask, CHUNK)
+
+
+@triton.jit
 def _store_steep(dt, A, outputs, rows, steep, offs_q, CHUNK: tl.constexpr):
     """Factors and steps of steep chunks; the sum of each chunk, (H, G)."""
     factors_ptr, u_ptr, _, steps_ptr = outputs
@@ -168,7 +202,9 @@ def _store_in_two(ptrs, w, mask, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _store_exponents(exponents_ptr, rows, in_rows, total, opening, closing, to_end, flat, LAYOUT: tl.constexpr):
+def _store_exponents(
+    exponents_ptr, rows, in_rows, total, opening, closing, to_end, flat, between, LAYOUT: tl.constexpr
+):
     """Whole rows at once."""
     i = span(8, 2, LAYOUT)[None, None, :]
     values = tl.where(i == TOTAL, total[:, :, None], 0.0)
@@ -176,4 +212,5 @@ def _store_exponents(exponents_ptr, rows, in_rows, total, opening, closing, to_e
     values = tl.where(i == CLOSING, closing[:, :, None], values)
     values = tl.where(i == TO_END, to_end[:, :, None], values)
     values = tl.where(i == STEEP, (flat == 0).to(tl.float32)[:, :, None], values)
+    values = tl.where(i == BETWEEN, between[:, :, None], values)
     tl.store(exponents_ptr + (rows * 8)[:, :, None] + i, values, mask=in_rows[:, :, None])

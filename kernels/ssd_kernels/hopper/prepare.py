@@ -7,7 +7,8 @@ In a chunk, with a_i the running sum of dt · A in units of log 2 and m the midd
 so that the scan computes y_i = u_i [S' C_i + Σ_j CB_ij (w_j x_j)] with S' the state scaled by 2^m, and adds the same
 w_j x_j to the state: nothing is computed for each pair of tokens and each head. Where the decay of a group of chunks
 spans at most 2^GROUP_RANGE, they share an m and the state is scaled once for all. Where that of one chunk spans more
-than 2^RANGE, its factors would leave the range of fp32: the scan takes the running sums themselves ("steep" chunks).
+than 2^RANGE, its factors would leave the range of fp32: its halves have an m each. Where one of these spans more, too,
+the scan takes the running sums themselves ("steep" chunks).
 
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 6. Reference: tests/correctness/hopper_model.py.
 """
@@ -37,7 +38,8 @@ class Prepared(NamedTuple):
         chunk w_j is dt_j 2^(a_last − a_j), and in place of u stands a as an integer, in units of STEEP_UNIT.
     exponents: (batch, nheads, nslots, EXPONENTS) fp32: TOTAL, a of the last token; OPENING and CLOSING, by which the
         state is scaled before and after the chunk; TO_END, by which w is, so that it decays to the end of the chunk;
-        STEEP, 1 of a steep chunk and else 0.
+        STEEP, 1 of a steep chunk and else 0; BETWEEN, by which the state is scaled between the halves of a chunk that
+        have an m each, else 0: of such a chunk, OPENING is that of the first half, CLOSING and TO_END of the second.
     steps: (batch, nheads, nslots, CHUNK) fp32, dt of steep chunks; of others it is not written.
     tails: (1, nseqs · CHUNK, ngroups, d_state) in the dtype of B, the last chunk of each packed sequence, if not whole,
         with zeros after it; or None.

@@ -30,6 +30,14 @@ def times(x, high, low):
 
 
 @gluon.jit
+def multiplied(x, y):
+    """The product in bf16: one instruction for two elements."""
+    return gl.inline_asm_elementwise(
+        "mul.rn.bf16x2 $0, $1, $2;", "=r,r,r", [x, y], dtype=gl.bfloat16, is_pure=True, pack=2
+    )  # fmt: skip
+
+
+@gluon.jit
 def unpacked(x):
     """Bf16 as fp32, by bits: one instruction for an element."""
     return gl.inline_asm_elementwise(

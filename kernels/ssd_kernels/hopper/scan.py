@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ssd_kernels.hopper import configs
-from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, ScanConfig
+from ssd_kernels.hopper.configs import CHUNK, GROUP, PART, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
 from ssd_kernels.hopper.decays import EXPONENTS
 from ssd_kernels.hopper.descriptors import common_rank, flat, tiled
@@ -40,14 +40,13 @@ def scan(
     final_state = torch.empty(sizes.state_shape, dtype=torch.float32, device=x.device)
     parts, rows = sizes.headdim // PART, sizes.state_shape[0]
     blocks = sizes.nheads * parts // config.consumers
-    panel = sizes.d_state // config.panels
     D_strides = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.ndim == 2 else 0)
     rank = common_rank(sizes.seqlen, x, B, C)
     launch(
         _scan_kernel, (rows * config.cut.segments * blocks,),
-        tiled(x, PART, rank), tiled(B, panel, rank), tiled(C, panel, rank), flat(prepared.CB, CHUNK, CHUNK),
-        flat(prepared.factors, 4 * CHUNK), flat(prepared.exponents, 32), tiled(y, PART, rank),
-        None if prepared.tails is None else tiled(prepared.tails, panel, rank),
+        tiled(x, PART, rank), tiled(B, sizes.d_state, rank), tiled(C, sizes.d_state, rank),
+        flat(prepared.CB, CHUNK, CHUNK), flat(prepared.factors, 4 * CHUNK), flat(prepared.exponents, 32),
+        tiled(y, PART, rank), None if prepared.tails is None else tiled(prepared.tails, sizes.d_state, rank),
         (
             y, D, initial_state, None if pieces is None else pieces.states, None if pieces is None else pieces.decays,
             final_state, prepared.steps,
@@ -57,7 +56,7 @@ def scan(
         sizes.seqlen, nslots, sizes.nheads, sizes.ngroups, config.cut.segments, config.cut.pieces_of_segment,
         period or 1,
         RESTART=period is not None, PARTS=parts, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
-        EXPONENTS=EXPONENTS, NEGLIGIBLE=NEGLIGIBLE, RANK=rank,
+        EXPONENTS=EXPONENTS, RANK=rank,
         EARLY_START=configs.EARLY_START, launch_pdl=configs.EARLY_START, **config.kwargs,
     )  # fmt: skip
     return y, final_state
@@ -68,9 +67,8 @@ def _scan_kernel(
     x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, y_desc, tails_desc, pointers, strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, nheads, ngroups, segments, pieces_of_segment, period,
     RESTART: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, CHUNK: gl.constexpr, PART: gl.constexpr,
-    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, NEGLIGIBLE: gl.constexpr, RANK: gl.constexpr,
-    EARLY_START: gl.constexpr, CONSUMERS: gl.constexpr, PANELS: gl.constexpr, STAGES: gl.constexpr,
-    REGISTERS: gl.constexpr,
+    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, RANK: gl.constexpr,
+    EARLY_START: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One program: CONSUMERS parts of heads of one group, over one segment of a sequence.
 
@@ -100,9 +98,8 @@ def _scan_kernel(
 
     DTYPE: gl.constexpr = x_desc.dtype
     x_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * CONSUMERS, CHUNK, PART, RANK), x_desc.layout)
-    PANEL: gl.constexpr = D_STATE // PANELS
-    B_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * PANELS, CHUNK, PANEL, RANK), B_desc.layout)
-    C_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * PANELS, CHUNK, PANEL, RANK), C_desc.layout)
+    B_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES, CHUNK, D_STATE, RANK), B_desc.layout)
+    C_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES, CHUNK, D_STATE, RANK), C_desc.layout)
     CB_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, CHUNK, CHUNK], CB_desc.layout)
     factors_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, 4 * CHUNK], factors_desc.layout)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -122,11 +119,11 @@ def _scan_kernel(
         gl.warp_specialize(
             [
                 (consumer, (
-                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, PARTS, PART, D_STATE,
+                    CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
                 )),
                 (producer, (
-                    descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
+                    descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
                     STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
@@ -136,15 +133,15 @@ def _scan_kernel(
         gl.warp_specialize(
             [
                 (consumer, (
-                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, PARTS, PART, D_STATE,
+                    CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
                 )),
                 (consumer, (
-                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, PARTS, PART, D_STATE, PANELS,
-                    CHUNK, STAGES, PACKED, RESTART, NEGLIGIBLE, RANK, EARLY_START,
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, PARTS, PART, D_STATE,
+                    CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
                 )),
                 (producer, (
-                    descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, PANELS, CHUNK, EXPONENTS,
+                    descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
                     STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, SEGMENT_STATES, Cut
-from ssd_kernels.hopper.decays import EXPONENTS, TO_END, TOTAL
+from ssd_kernels.hopper.decays import BETWEEN, EXPONENTS, TO_END, TOTAL
 from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
 from ssd_kernels.interface import Sizes
@@ -50,7 +50,7 @@ def segment_states(
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, count, cut.pieces, sizes.nheads, sizes.ngroups,
         PARTS=sizes.headdim // PART, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
-        NEGLIGIBLE=NEGLIGIBLE, EXPONENTS=EXPONENTS, **SEGMENT_STATES.kwargs,
+        EXPONENTS=EXPONENTS, **SEGMENT_STATES.kwargs,
     )  # fmt: skip
     return Pieces(states, decays)
 
@@ -60,7 +60,7 @@ def _segment_states_kernel(
     x_ptr, B_ptr, factors_ptr, exponents_ptr, states_ptr, decays_ptr, x_strides, B_strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, count, pieces, nheads, ngroups,
     PARTS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr,
-    NEGLIGIBLE: tl.constexpr, EXPONENTS: tl.constexpr, BLOCK_C: tl.constexpr,
+    EXPONENTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: one part of one head in one piece. Grid: (rows · count · nheads · PARTS,), parts fastest."""
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
@@ -98,7 +98,9 @@ def _segment_states_kernel(
         tokens = start + (slot - first) * CHUNK + offs_q
         factors_ptrs = factors_ptr + (rows + slot) * (4 * CHUNK) + offs_q
         w = tl.load(factors_ptrs).to(tl.float32) + tl.load(factors_ptrs + CHUNK).to(tl.float32)
-        w *= tl.exp2(after + tl.load(exponents_ptr + slot * EXPONENTS + TO_END))
+        to_end = tl.load(exponents_ptr + slot * EXPONENTS + TO_END)
+        of_first = to_end + tl.load(exponents_ptr + slot * EXPONENTS + BETWEEN)
+        w *= tl.exp2(after + tl.where(offs_q < CHUNK // 2, of_first, to_end))
         x = tl.load(x_ptrs + tokens[None, :] * x_strides[1], mask=(tokens < stop)[None, :], other=0.0)  # (P, Q)
         B = tl.load(B_ptrs + tokens[:, None] * B_strides[1], mask=(tokens < stop)[:, None], other=0.0)  # (Q, N)
         acc = tl.dot((x.to(tl.float32) * w[None, :]).to(DTYPE), B, acc, input_precision="ieee")

@@ -21,12 +21,11 @@ from ssd_kernels.hopper.versions import barrier
 
 @gluon.jit
 def steep_chunk(
-    S0, S1, x_tile, C_tiles, CB_tile, factors_tile, steps_ptr, D, D_ptr, y_tile, stage, count,
-    P: gl.constexpr, Q: gl.constexpr, N: gl.constexpr, PANELS: gl.constexpr, PACKED: gl.constexpr, LY: gl.constexpr,
+    S, x_tile, C_tile, CB_tile, factors_tile, steps_ptr, D, D_ptr, y_tile, count,
+    P: gl.constexpr, Q: gl.constexpr, N: gl.constexpr, PACKED: gl.constexpr, LY: gl.constexpr,
 ):  # fmt: skip
-    """Fill y_tile; all TMA stores from it have been issued. S0 and S1 hold the state that enters the chunk."""
+    """Fill y_tile; all TMA stores from it have been issued. S is the state that enters the chunk."""
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
-    PANEL: gl.constexpr = N // PANELS
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     i = gl.arange(0, Q, layout=gl.SliceLayout(1, LY))
     j = gl.arange(0, Q, layout=gl.SliceLayout(0, LY))
@@ -41,13 +40,9 @@ def steep_chunk(
     y_square.store(weights.to(gl.bfloat16))
     fence_async_shared()
 
-    C_tile = C_tiles.index(stage * PANELS).reshape([Q, PANEL]).permute((1, 0))
-    y = warpgroup_mma(gl.convert_layout(S0.to(gl.bfloat16), AY), C_tile, zero, use_acc=False, is_async=True)
+    C_tile = C_tile.reshape([Q, N]).permute((1, 0))
+    y = warpgroup_mma(gl.convert_layout(S.to(gl.bfloat16), AY), C_tile, zero, use_acc=False, is_async=True)
     y = warpgroup_mma_wait(0, deps=[y])
-    if PANELS == 2:
-        C_tile = C_tiles.index(stage * PANELS + 1).reshape([Q, PANEL]).permute((1, 0))
-        y = warpgroup_mma(gl.convert_layout(S1.to(gl.bfloat16), AY), C_tile, y, is_async=True)
-        y = warpgroup_mma_wait(0, deps=[y])
     y = y * gl.exp2(a_j.to(gl.float32) * STEEP_UNIT)[None, :]  # (P, i)
     x = x_tile.reshape([Q, P]).permute((1, 0)).load(AY)
     if PACKED:
