@@ -7,9 +7,9 @@ import torch
 
 from ssd_kernels import get_ssd
 from ssd_kernels.hopper.configs import CHUNK, Cut
-from tests.correctness.budget import assert_within_budget, plain_torch, truth
 from tests.correctness.hopper_model import hopper_model
-from tests.correctness.implementations import carries, needs_hopper, own_state_in
+from tests.correctness.hopper_scans import both, by_hopper, check, on_cpu
+from tests.correctness.implementations import carries, needs_hopper
 from tests.correctness.operator_problems import poisoned_memory
 from tests.correctness.problems import DEVICE, Problem
 
@@ -34,40 +34,6 @@ PROBLEMS = {
 CUTS = [Cut(segments=2), Cut(segments=3, pieces_of_segment=2)]
 
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-
-
-def modelled(inputs, carry="all", cut=None):
-    """By the preparation kernels in Triton's interpreter, which has no bf16, and a model of the rest."""
-    y, state, _ = hopper_model(inputs, carry=carry, cut=cut)
-    return y.bfloat16(), state
-
-
-def by_hopper(inputs, carry="all", cut=None):
-    """By the kernels, cut as asked."""
-    from ssd_kernels.hopper import configs, launcher
-
-    chosen = launcher.scan_config
-    try:
-        if cut is not None:
-            launcher.scan_config = lambda *_: configs.ScanConfig(consumers=1, stages=4, cut=cut)
-        return get_ssd("hopper")(**inputs, carry=carry, return_final_state=True)
-    finally:
-        launcher.scan_config = chosen
-
-
-on_cpu = pytest.mark.skipif(DEVICE == "cuda", reason="the model runs what Triton's interpreter makes")
-both = pytest.mark.parametrize(
-    "scan", [pytest.param(modelled, marks=on_cpu), pytest.param(by_hopper, marks=needs_hopper)]
-)
-
-
-def check(scan, inputs, carry="all", cut=None):
-    """Hold y and the final state to their budgets."""
-    y, state = scan(inputs, carry=carry, cut=cut)
-    exact_y, exact_state = truth(inputs, carry=carry)
-    own_y, own_state = plain_torch(inputs, carry=carry)
-    assert_within_budget(y, exact_y, own_y)
-    assert_within_budget(state, exact_state, own_state_in(torch.bfloat16, own_state), what="final_state")
 
 
 @both
