@@ -37,9 +37,8 @@ EARLY_START = True
 # The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
 TILE_RANK = 3
 
-NEGLIGIBLE = tl.constexpr(
-    40.0
-)  # of a state that decays by more, in powers of two, nothing is left beside what is added later
+# Of a state that decays by more, in powers of two, nothing is left beside what is added later.
+NEGLIGIBLE = tl.constexpr(40.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,7 @@ class Config:
 
 
 PREPARE = Config(block={"BLOCK_H": 16}, num_warps=4)
+PREPARE_REGISTERS = 168  # of a thread at most: so an SM holds three programs of four warps
 SEGMENT_STATES = Config(block={"BLOCK_C": 64}, num_warps=4, num_stages=3)
 
 

@@ -55,22 +55,26 @@ def store_decays(
 
     rows = (batch * nheads + offs_h)[:, None] * nslots + slots[None, :]
     in_rows = in_h[:, None] & (slots < nslots)[None, :]
-    within = tl.where(flat[:, :, None], a - middle[:, :, None], 0.0)
-    _store_factors(dt, within, outputs, rows, in_rows & flat, offs_q, CHUNK)
     to_end = tl.where(flat, total - middle, 0.0)
-    between = tl.zeros_like(total)
+    second = middle
+    between = to_end * 0.0  # of its layout, and no NaN: beyond the range, to_end is zero
+    in_first = offs_q < CHUNK // 2
     beyond = in_rows & (flat == 0)
-    if tl.max(tl.max(beyond.to(tl.int32), 1), 0) > 0:
-        first, second, fit = _middles_of_halves(a, offs_q, CHUNK)
+    any_beyond = tl.max(tl.max(beyond.to(tl.int32), 1), 0) > 0
+    if any_beyond:
+        of_first, of_second, fit = _middles_of_halves(a, in_first, offs_q, CHUNK)
         halved = beyond & fit & (total == total)
-        within = a - tl.where(offs_q < CHUNK // 2, first[:, :, None], second[:, :, None])
-        _store_factors(dt, tl.where(halved[:, :, None], within, 0.0), outputs, rows, halved, offs_q, CHUNK)
-        opening = tl.where(halved, first, opening)
+        middle = tl.where(halved, of_first, middle)
+        second = tl.where(halved, of_second, second)
+        opening = tl.where(halved, middle, opening)
         closing = tl.where(halved, total - second, closing)
         to_end = tl.where(halved, total - second, to_end)
-        between = tl.where(halved, second - first, 0.0)
+        between = tl.where(halved, second - middle, 0.0)
         flat = flat | halved
-        steep = beyond & (halved == 0)
+    within = tl.where(flat[:, :, None], a - tl.where(in_first, middle[:, :, None], second[:, :, None]), 0.0)
+    _store_factors(dt, within, outputs, rows, in_rows & flat, offs_q, CHUNK)
+    if any_beyond:
+        steep = in_rows & (flat == 0)
         if tl.max(tl.max(steep.to(tl.int32), 1), 0) > 0:
             last = _store_steep(dt, A, outputs, rows, steep, offs_q, CHUNK)
             total = tl.where(flat, total, last)
@@ -149,14 +153,14 @@ def _of_others(v, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def _middles_of_halves(a, offs_q, CHUNK: tl.constexpr):
+def _middles_of_halves(a, in_first, offs_q, CHUNK: tl.constexpr):
     """The middle of the range of each half, (H, G), and whether the factors stand both, far enough from each other."""
-    in_first = offs_q < CHUNK // 2
     low = tl.minimum(tl.min(tl.where(in_first, a, 0.0), 2), 0.0)
     high = tl.maximum(tl.max(tl.where(in_first, a, 0.0), 2), 0.0)
     # The second begins where the first ends, as a chunk does at zero.
-    rest = tl.where(in_first, tl.sum(tl.where(offs_q == CHUNK // 2 - 1, a, 0.0), 2)[:, :, None], a)
-    rest_low, rest_high = tl.min(rest, 2), tl.max(rest, 2)
+    end = tl.sum(tl.where(offs_q == CHUNK // 2 - 1, a, 0.0), 2)
+    rest_low = tl.minimum(tl.min(tl.where(in_first, float("inf"), a), 2), end)
+    rest_high = tl.maximum(tl.max(tl.where(in_first, float("-inf"), a), 2), end)
     # An even number apart, so that half of it is the exponent of a number that multiplies without rounding.
     apart = 2.0 * tl.floor((rest_low + rest_high - low - high) * 0.25)
     fit = (high - low <= RANGE) & (rest_high - rest_low <= RANGE) & (apart <= -NEGLIGIBLE)

@@ -74,7 +74,8 @@ def prepare(
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, sizes.nseqs or 0, sizes.nheads, sizes.ngroups,
         SOFTPLUS=dt_softplus, D_STATE=sizes.d_state, CHUNK=CHUNK, GROUP=GROUP,
-        GROUP_RANGE=configs.GROUP_RANGE, EARLY_START=configs.EARLY_START, WARPS=config.num_warps, **config.kwargs,
+        GROUP_RANGE=configs.GROUP_RANGE, EARLY_START=configs.EARLY_START, WARPS=config.num_warps,
+        maxnreg=configs.PREPARE_REGISTERS, **config.kwargs,
     )  # fmt: skip
     return Prepared(CB, factors, exponents, steps, tails)
 
