@@ -16,6 +16,7 @@ from ssd_kernels.portable.pinned import Entry, pinned
 
 CHUNK = 64  # tokens worked on at once
 PART = 64  # channels of a head that a warpgroup works on
+WIDTH = 128  # columns of the state that a warpgroup carries at most; of wider states, two carry a half each
 GROUP = 4  # chunks whose decay may be scaled together
 
 # The span of decay, in powers of two, that a chunk's and a group's factors stand: half of it above one, half below, so
@@ -82,7 +83,8 @@ class Cut:
 class ScanConfig:
     """How the scan is shared between programs and warpgroups.
 
-    consumers: warpgroups of a program that compute, each with one part of a head; they share B, C and CB.
+    consumers: parts of heads that a program works on, sharing B, C and CB: each by one warpgroup, or two if d_state is
+        beyond WIDTH.
     stages: chunks in shared memory at once.
     """
 
@@ -99,8 +101,8 @@ class ScanConfig:
         }  # fmt: skip
 
 
-# (d_state, consumers): as many stages as shared memory holds.
-_STAGES = {(64, 1): 5, (64, 2): 4, (128, 1): 4, (128, 2): 3}
+# (d_state, consumers): as many stages as shared memory holds; at least two.
+_STAGES = {(64, 1): 5, (64, 2): 4, (128, 1): 4, (128, 2): 3, (256, 1): 2}
 D_STATES = tuple(sorted({d_state for d_state, _ in _STAGES}))
 
 # Microseconds on an H200. A program of the scan: a chunk, by consumers; filling the stages. The states before segments:
@@ -156,6 +158,7 @@ def scan_candidates(sizes: Sizes, period: int | None) -> list[Entry]:
         entry_of(dataclasses.replace(config, stages=config.stages - fewer))
         for config in _choices(sizes, period)
         for fewer in (0, 1)
+        if config.stages - fewer > 1  # a stage is given back when the next is begun
     ]
 
 
@@ -185,7 +188,7 @@ def _choices(sizes: Sizes, period: int | None) -> list[ScanConfig]:
     tiles = [
         (consumers, _STAGES[sizes.d_state, consumers])
         for consumers in (2, 1)
-        if _parts(sizes) // sizes.ngroups % consumers == 0
+        if (sizes.d_state, consumers) in _STAGES and _parts(sizes) // sizes.ngroups % consumers == 0
     ]
     cuts = [
         Cut(segments=segments, pieces_of_segment=pieces)

@@ -26,18 +26,22 @@ from ssd_kernels.hopper.versions import barrier
 
 @gluon.jit
 def consumer(
-    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr,
-    CONSUMERS: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, Q: gl.constexpr,
+    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, j: gl.constexpr, CONSUMERS: gl.constexpr,
+    SPLIT: gl.constexpr, PARTS: gl.constexpr, P: gl.constexpr, D_STATE: gl.constexpr, Q: gl.constexpr,
     STAGES: gl.constexpr, PACKED: gl.constexpr, RESTART: gl.constexpr, RANK: gl.constexpr,
     EARLY_START: gl.constexpr,
 ):  # fmt: skip
-    """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state."""
+    """Part `first_part + j` over the slots of one segment: y of each chunk, and at the sequence's end the state.
+
+    Where SPLIT is 2, of the state the first D_STATE / 2 columns, and y with what the partner hands over.
+    """
+    N: gl.constexpr = D_STATE // SPLIT
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     AS: gl.constexpr = gl.DotOperandLayout(0, LS, 2)
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
-    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles = tiles
-    full, empty = barriers
+    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles, handed_tiles = tiles
+    full, empty, handed = barriers
     y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr = pointers
     batch, row, _, first_part, nheads, _, nslots, before = place
     start, stop, first, last, begin, end = bounds
@@ -49,8 +53,8 @@ def consumer(
     D = _skip(D_ptr, strides[0], head, channel, P, LY)
     if EARLY_START:
         gdc_wait()
-    S = _entering_state(
-        initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut, PARTS, P, N, RESTART, LS
+    S = entering_state(
+        initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut, 0, SPLIT, PARTS, P, N, RESTART, LS
     )
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     closing = gl.to_tensor(0.0)
@@ -64,9 +68,9 @@ def consumer(
         mbarrier.wait(full.index(stage), phase)
         exponents = exponents_tiles.index(mine)
         factors = factors_tiles.index(mine)
-        B_tile = B_tiles.index(stage).reshape([Q, N])
-        C_tile = C_tiles.index(stage).reshape([Q, N])
-        CB_tile = CB_tiles.index(stage)
+        B_tile = B_tiles.index(stage * SPLIT).reshape([Q, N])
+        C_tile = C_tiles.index(stage * SPLIT).reshape([Q, N])
+        CB_tile = CB_tiles.index(stage * SPLIT)
         if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
                 S = gl.full([P, N], 0.0, gl.float32, LS)
@@ -79,9 +83,11 @@ def consumer(
                 pending = 0
             S = scaled(S, closing)
             scale = scalar(exponents, OPENING)
+            if SPLIT > 1:
+                mbarrier.wait(handed.index(stage), phase)
             steep_chunk(
                 S, x_tiles.index(mine), C_tile, CB_tile, factors_fp32_tiles.index(mine), steps_ptr + slot * Q,
-                D, D_ptr, y_tile, stop - token, P, Q, N, PACKED, LY,
+                handed_tiles.index(stage if SPLIT > 1 else 0), D, D_ptr, y_tile, stop - token, P, Q, N, SPLIT, PACKED, LY,
             )  # fmt: skip
         closing = scalar(exponents, CLOSING)
         between = scalar(exponents, BETWEEN)
@@ -109,6 +115,9 @@ def consumer(
         u = factors_fp32_tiles.index(mine).slice(Q, Q).load(gl.SliceLayout(0, LY))
         out = unpacked(gl.convert_layout(x, LY)) * D[:, None]
         y = warpgroup_mma_wait(1, deps=[y])
+        if SPLIT > 1:
+            mbarrier.wait(handed.index(stage), phase)
+            y += handed_tiles.index(stage).load(LY)
         if D_ptr is not None:
             out += y * u[None, :]
         else:
@@ -129,28 +138,28 @@ def consumer(
         token = start + (end - 1 - first) * Q
         _store_last(y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK)
     if (end == last) & ((begin < end) | (cut[0] == 0)):
-        _store_state(final_ptr, S, closing, row * nheads * PARTS + part, P, N, LS)
+        store_state(final_ptr, S, closing, row * nheads * PARTS + part, 0, SPLIT, P, N, LS)
     tma.store_wait(0)
 
 
 @gluon.jit
-def _entering_state(
-    initial_ptr, pieces_ptr, decays_ptr, strides, row, part, nheads, cut,
+def entering_state(
+    initial_ptr, pieces_ptr, decays_ptr, strides, row, part, nheads, cut, k: gl.constexpr, SPLIT: gl.constexpr,
     PARTS: gl.constexpr, P: gl.constexpr, N: gl.constexpr, RESTART: gl.constexpr, LS: gl.constexpr,
 ):  # fmt: skip
-    """The state at the start of the segment: of the pieces before it and of `initial`, what has not decayed."""
+    """Columns k · N on of the state at the segment's start: of pieces before it and `initial`, what has not decayed."""
     offs_p = gl.arange(0, P, layout=gl.SliceLayout(1, LS))
-    offs_n = gl.arange(0, N, layout=gl.SliceLayout(0, LS))
+    offs_n = k * N + gl.arange(0, N, layout=gl.SliceLayout(0, LS))
     segment, segments, pieces, _ = cut
     S = gl.full([P, N], 0.0, gl.float32, LS)
     decay = gl.to_tensor(0.0)
     if pieces_ptr is not None:
-        offs = offs_p[:, None] * N + offs_n[None, :]
+        offs = offs_p[:, None] * (N * SPLIT) + offs_n[None, :]
         piece = segment * pieces - 1
         while (piece >= 0) & (decay > -NEGLIGIBLE):
-            k = ((row * (segments - 1) * pieces + piece) * nheads * PARTS + part).to(gl.int64)
-            S += gl.exp2(decay) * gl.load(pieces_ptr + k * (P * N) + offs)
-            decay += gl.load(decays_ptr + k)
+            i = ((row * (segments - 1) * pieces + piece) * nheads * PARTS + part).to(gl.int64)
+            S += gl.exp2(decay) * gl.load(pieces_ptr + i * (P * N * SPLIT) + offs)
+            decay += gl.load(decays_ptr + i)
             piece -= 1
     if initial_ptr is not None:
         channels = (part % PARTS * P + offs_p).to(gl.int64)
@@ -176,11 +185,13 @@ def _skip(D_ptr, strides, head, channel, P: gl.constexpr, LY: gl.constexpr):
 
 
 @gluon.jit
-def _store_state(final_ptr, S, closing, k, P: gl.constexpr, N: gl.constexpr, LS: gl.constexpr):
-    """The state of part k of the final states."""
+def store_state(
+    final_ptr, S, closing, i, k: gl.constexpr, SPLIT: gl.constexpr, P: gl.constexpr, N: gl.constexpr, LS: gl.constexpr
+):
+    """Columns k · N on of part i of the final states."""
     offs_p = gl.arange(0, P, layout=gl.SliceLayout(1, LS))
-    offs_n = gl.arange(0, N, layout=gl.SliceLayout(0, LS))
-    ptrs = final_ptr + k.to(gl.int64) * (P * N) + offs_p[:, None] * N + offs_n[None, :]
+    offs_n = k * N + gl.arange(0, N, layout=gl.SliceLayout(0, LS))
+    ptrs = final_ptr + i.to(gl.int64) * (P * N * SPLIT) + offs_p[:, None] * (N * SPLIT) + offs_n[None, :]
     gl.store(ptrs, scaled(S, closing))
 
 

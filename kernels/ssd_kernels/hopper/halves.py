@@ -34,3 +34,12 @@ def first_half(y, S, xw, CB_tile, between, P: gl.constexpr, Q: gl.constexpr, LY:
     y = gl.where(gl.arange(0, Q, layout=gl.SliceLayout(0, LY))[None, :] < H, y + of_first, y * step * step)
     steps = gl.where(in_first, step, 1.0).to(gl.bfloat16)[None, :]
     return warpgroup_mma_init(y), S * step * step, multiplied(multiplied(xw, steps), steps)
+
+
+@gluon.jit
+def first_half_of_partner(y, S, xw, between, Q: gl.constexpr, LY: gl.constexpr, AS: gl.constexpr):
+    """The same of a warpgroup whose y has S' C only, all that it is to have."""
+    step = gl.exp2(between * 0.5)
+    y = gl.where(gl.arange(0, Q, layout=gl.SliceLayout(0, LY))[None, :] < Q // 2, y, y * step * step)
+    steps = gl.where(gl.arange(0, Q, layout=gl.SliceLayout(0, AS)) < Q // 2, step, 1.0).to(gl.bfloat16)[None, :]
+    return y, S * step * step, multiplied(multiplied(xw, steps), steps)

@@ -14,10 +14,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ssd_kernels.hopper import configs
-from ssd_kernels.hopper.configs import CHUNK, GROUP, PART, ScanConfig
+from ssd_kernels.hopper.configs import CHUNK, GROUP, PART, WIDTH, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
 from ssd_kernels.hopper.decays import EXPONENTS
 from ssd_kernels.hopper.descriptors import common_rank, flat, tiled
+from ssd_kernels.hopper.partner import partner
 from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.producer import producer
 from ssd_kernels.hopper.segment_states import Pieces
@@ -42,11 +43,12 @@ def scan(
     blocks = sizes.nheads * parts // config.consumers
     D_strides = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.ndim == 2 else 0)
     rank = common_rank(sizes.seqlen, x, B, C)
+    width = min(sizes.d_state, WIDTH)
     launch(
         _scan_kernel, (rows * config.cut.segments * blocks,),
-        tiled(x, PART, rank), tiled(B, sizes.d_state, rank), tiled(C, sizes.d_state, rank),
+        tiled(x, PART, rank), tiled(B, width, rank), tiled(C, width, rank),
         flat(prepared.CB, CHUNK, CHUNK), flat(prepared.factors, 4 * CHUNK), flat(prepared.exponents, 32),
-        tiled(y, PART, rank), None if prepared.tails is None else tiled(prepared.tails, sizes.d_state, rank),
+        tiled(y, PART, rank), None if prepared.tails is None else tiled(prepared.tails, width, rank),
         (
             y, D, initial_state, None if pieces is None else pieces.states, None if pieces is None else pieces.decays,
             final_state, prepared.steps,
@@ -56,7 +58,7 @@ def scan(
         sizes.seqlen, nslots, sizes.nheads, sizes.ngroups, config.cut.segments, config.cut.pieces_of_segment,
         period or 1,
         RESTART=period is not None, PARTS=parts, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
-        EXPONENTS=EXPONENTS, RANK=rank,
+        EXPONENTS=EXPONENTS, RANK=rank, SPLIT=sizes.d_state // width,
         EARLY_START=configs.EARLY_START, launch_pdl=configs.EARLY_START, **config.kwargs,
     )  # fmt: skip
     return y, final_state
@@ -67,7 +69,7 @@ def _scan_kernel(
     x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, y_desc, tails_desc, pointers, strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, nheads, ngroups, segments, pieces_of_segment, period,
     RESTART: gl.constexpr, PARTS: gl.constexpr, D_STATE: gl.constexpr, CHUNK: gl.constexpr, PART: gl.constexpr,
-    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, RANK: gl.constexpr,
+    GROUP: gl.constexpr, EXPONENTS: gl.constexpr, RANK: gl.constexpr, SPLIT: gl.constexpr,
     EARLY_START: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """One program: CONSUMERS parts of heads of one group, over one segment of a sequence.
@@ -98,8 +100,8 @@ def _scan_kernel(
 
     DTYPE: gl.constexpr = x_desc.dtype
     x_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * CONSUMERS, CHUNK, PART, RANK), x_desc.layout)
-    B_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES, CHUNK, D_STATE, RANK), B_desc.layout)
-    C_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES, CHUNK, D_STATE, RANK), C_desc.layout)
+    B_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * SPLIT, CHUNK, D_STATE // SPLIT, RANK), B_desc.layout)
+    C_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * SPLIT, CHUNK, D_STATE // SPLIT, RANK), C_desc.layout)
     CB_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, CHUNK, CHUNK], CB_desc.layout)
     factors_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, 4 * CHUNK], factors_desc.layout)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -110,20 +112,50 @@ def _scan_kernel(
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=CONSUMERS)
-    tiles = (x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles)
-    barriers = (full, empty)
+        mbarrier.init(empty.index(i), count=CONSUMERS * SPLIT)
+    handed_tiles, handed = y_tiles, full  # nothing is handed over
+    if SPLIT > 1:
+        # As the warps hold it, 8 × 8 elements after one another: no two lanes want the same bank.
+        SQUARES: gl.constexpr = gl.SharedLinearLayout([
+            [0, 1], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0], [0, 8], [0, 16], [0, 32], [8, 0], [16, 0], [32, 0],
+        ])  # fmt: skip
+        handed_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, PART, CHUNK], SQUARES)
+        handed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(STAGES):
+            mbarrier.init(handed.index(i), count=1)
+    tiles = (
+        x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles, handed_tiles,
+    )  # fmt: skip
+    barriers = (full, empty, handed)
     descriptors = (x_desc, B_desc, C_desc, CB_desc, factors_desc, exponents_desc, tails_desc)
     # The arguments stand here in full: a constant that is assigned first would become a value of the device.
-    if CONSUMERS == 1:
+    if SPLIT > 1:
         gl.warp_specialize(
             [
                 (consumer, (
-                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, PARTS, PART, D_STATE,
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, 2, PARTS, PART, D_STATE,
+                    CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
+                )),
+                (partner, (
+                    tiles, barriers, pointers, strides, place, bounds, cut, PARTS, PART, D_STATE,
+                    CHUNK, STAGES, PACKED, RESTART, EARLY_START,
+                )),
+                (producer, (
+                    descriptors, tiles, barriers, place, bounds, 1, 2, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
+                    STAGES, PACKED, RANK, EARLY_START,
+                )),
+            ],
+            [4, 1], [REGISTERS, 24],
+        )  # fmt: skip
+    elif CONSUMERS == 1:
+        gl.warp_specialize(
+            [
+                (consumer, (
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 1, 1, PARTS, PART, D_STATE,
                     CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
                 )),
                 (producer, (
-                    descriptors, tiles, barriers, place, bounds, 1, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
+                    descriptors, tiles, barriers, place, bounds, 1, 1, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
                     STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
@@ -133,15 +165,15 @@ def _scan_kernel(
         gl.warp_specialize(
             [
                 (consumer, (
-                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, PARTS, PART, D_STATE,
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 0, 2, 1, PARTS, PART, D_STATE,
                     CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
                 )),
                 (consumer, (
-                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, PARTS, PART, D_STATE,
+                    y_desc, tiles, barriers, pointers, strides, place, bounds, cut, 1, 2, 1, PARTS, PART, D_STATE,
                     CHUNK, STAGES, PACKED, RESTART, RANK, EARLY_START,
                 )),
                 (producer, (
-                    descriptors, tiles, barriers, place, bounds, 2, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
+                    descriptors, tiles, barriers, place, bounds, 2, 1, PARTS, PART, D_STATE, CHUNK, EXPONENTS,
                     STAGES, PACKED, RANK, EARLY_START,
                 )),
             ],
