@@ -47,6 +47,7 @@ SCAN_FEATURES: dict[str, dict[str, Any]] = {
 HOPPER_SIZES = [
     (64, 128, 128, 1, 1024), (64, 128, 128, 8, 1024), (64, 128, 128, 1, 131072), (64, 128, 24, 1, 8192),
     (64, 64, 112, 1, 1024), (64, 64, 112, 8, 1024), (128, 128, 64, 1, 1024), (128, 128, 64, 8, 1024),
+    (64, 256, 48, 1, 8192),
 ]  # fmt: skip
 _NOT_OF_HOPPER = ("batch", "segments", "chunk states")
 HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if name not in _NOT_OF_HOPPER}

@@ -26,7 +26,9 @@ def by_hopper(inputs, carry="all", cut=None, consumers=1):
     try:
         if cut is not None:
             forget()
-            launcher.scan_config = lambda *_: configs.ScanConfig(consumers=consumers, stages=5 - consumers, cut=cut)
+            launcher.scan_config = lambda sizes, *_: configs.ScanConfig(
+                consumers=consumers, stages=2 if sizes.d_state > configs.WIDTH else 5 - consumers, cut=cut
+            )
         return get_ssd("hopper")(**inputs, carry=carry, return_final_state=True)
     finally:
         if cut is not None:

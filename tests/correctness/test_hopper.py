@@ -24,11 +24,14 @@ PROBLEMS = {
     "batch of views": PROBLEM.but(batch=2, seqlen=130, strided=True, by_channel=True),
     "groups": PROBLEM.but(nheads=6, ngroups=2, seqlen=65),
     "wide heads": PROBLEM.but(headdim=128, d_state=128, nheads=1, seqlen=200),
+    "wide states": PROBLEM.but(d_state=256, seqlen=200),
+    "wide states and heads, in groups": PROBLEM.but(d_state=256, headdim=128, ngroups=2, seqlen=130, by_channel=True),
     "nothing optional": PROBLEM.but(skip=False, bias=False, softplus=False, initial=False, seqlen=128),
     "slow": PROBLEM.but(dt_regime="slow"),
     "fast": PROBLEM.but(dt_regime="fast"),
     "packed": PROBLEM.but(lengths=LENGTHS),
     "packed, fast": PROBLEM.but(lengths=LENGTHS, dt_regime="fast", strided=True),
+    "packed, wide states, fast": PROBLEM.but(lengths=LENGTHS, d_state=256, dt_regime="fast"),
     "packed, none but one": PROBLEM.but(lengths=(0, 70, 0, 0), seqlen=70),
 }
 CUTS = [Cut(segments=2), Cut(segments=3, pieces_of_segment=2)]
@@ -53,9 +56,10 @@ def test_equals_the_recurrence(scan, carry, problem):
         PROBLEM.but(seqlen=900, dt_regime="slow"),
         PROBLEM.but(seqlen=700, dt_regime="fast"),
         PROBLEM.but(seqlen=866, lengths=(400, 0, 1, 65, 400), dt_regime="slow"),
+        PROBLEM.but(seqlen=700, d_state=256),
         PROBLEM.but(seqlen=10),
     ],
-    ids=["as a model", "slow", "fast", "packed, slow", "fewer tokens than segments"],
+    ids=["as a model", "slow", "fast", "packed, slow", "wide states", "fewer tokens than segments"],
 )
 def test_programs_that_share_a_sequence_equal_the_recurrence(scan, carry, cut, problem):
     check(scan, problem.inputs(torch.bfloat16), carry, cut)

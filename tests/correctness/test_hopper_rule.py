@@ -29,8 +29,9 @@ def fits(inputs, **changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"strided": True}, {"headdim": 128}, {"d_state": 64}, {"chunk_size": 64}, {"initial": False, "skip": False},
-        {"batch": 1, "lengths": (0, 1, 69)}, {"seqlen": 1, "batch": 1}, {"nheads": 3, "ngroups": 3},
+        {}, {"strided": True}, {"headdim": 128}, {"d_state": 64}, {"d_state": 256}, {"chunk_size": 64},
+        {"initial": False, "skip": False}, {"batch": 1, "lengths": (0, 1, 69)}, {"seqlen": 1, "batch": 1},
+        {"nheads": 3, "ngroups": 3},
         {"nheads": 1, "ngroups": 1, "batch": 1},
     ],
     ids=str,
@@ -43,7 +44,7 @@ def test_takes_what_models_bring(changes):
     ("changes", "why_not"),
     [
         ({"headdim": 32}, "headdim must be a multiple of 64, got 32"),
-        ({"d_state": 96}, "d_state must be one of (64, 128), got 96"),
+        ({"d_state": 96}, "d_state must be one of (64, 128, 256), got 96"),
         ({"chunk_size": 100}, "chunk_size must be a multiple of 64, got 100"),
     ],
 )
@@ -210,14 +211,16 @@ def asked(sizes, period):
 @pytest.mark.parametrize("period", [None, 1, 4])
 @pytest.mark.parametrize("nseqs", [None, 5])
 def test_every_choice_can_be_launched(seqlen, nheads, period, nseqs):
-    for d_state, headdim in ((64, 64), (128, 128)):
+    for d_state, headdim in ((64, 64), (128, 128), (256, 64)):
         sizes = sized(seqlen=seqlen, nheads=nheads, headdim=headdim, d_state=d_state, nseqs=nseqs)
         chosen = scan_config(sizes, period, 132)
         assert nheads * headdim // 64 % chosen.consumers == 0
         assert chosen.cut.segments == 1 or period or chosen.cut.pieces * configs.GROUP <= 2 * -(-seqlen // CHUNK)
         tile = CHUNK * 2 * (2 * d_state + CHUNK)
         of_consumer = CHUNK * 2 * 64 + 8 * CHUNK + 128
-        bytes_ = chosen.stages * (tile + chosen.consumers * of_consumer) + chosen.consumers * CHUNK * 2 * 64
+        handed_over = CHUNK * 4 * 64 if d_state > configs.WIDTH else 0
+        of_stage = tile + chosen.consumers * of_consumer + handed_over
+        bytes_ = chosen.stages * of_stage + chosen.consumers * CHUNK * 2 * 64
         assert bytes_ < 227 * 1024
 
 

@@ -59,7 +59,7 @@ def scan(*, consumers: int | None = None, segments: int | None = None, fewer_sta
         if segments is not None:
             block |= {"SEGMENTS": segments, "PIECES": 1}
         found = [each for each in configs.scan_candidates(sizes, None) if each["block"] == block]
-        if not found:
+        if len(found) <= fewer_stages:
             pytest.skip(f"not to be had for these sizes: {block}")
         asked = sorted(found, key=lambda each: -each["num_stages"])[fewer_stages]
         if asked == chosen:

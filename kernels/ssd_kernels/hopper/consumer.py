@@ -40,7 +40,8 @@ def consumer(
     LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     AS: gl.constexpr = gl.DotOperandLayout(0, LS, 2)
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
-    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles, handed_tiles = tiles
+    x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles, _ = tiles
+    handed_tiles = tiles[8]
     full, empty, handed = barriers
     y_ptr, D_ptr, initial_ptr, pieces_ptr, decays_ptr, final_ptr, steps_ptr = pointers
     batch, row, _, first_part, nheads, _, nslots, before = place
@@ -61,7 +62,6 @@ def consumer(
     stage = 0
     used = 0
     phase = 0
-    pending = 0
     for slot in range(begin, end):
         token = start + (slot - first) * Q
         mine = stage * CONSUMERS + j
@@ -70,27 +70,35 @@ def consumer(
         factors = factors_tiles.index(mine)
         B_tile = B_tiles.index(stage * SPLIT).reshape([Q, N])
         C_tile = C_tiles.index(stage * SPLIT).reshape([Q, N])
-        CB_tile = CB_tiles.index(stage * SPLIT)
+        CB_tile = CB_tiles.index(stage)
         if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
                 S = gl.full([P, N], 0.0, gl.float32, LS)
-        scale = closing + scalar(exponents, OPENING)
+        opening = scalar(exponents, OPENING)
+        scale = closing + opening
         steep = scalar(exponents, STEEP) != 0.0
         if steep:
-            # y from the state as it is; what the chunk adds to the state follows below, as for all.
-            if pending != 0:
-                store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
-                pending = 0
-            S = scaled(S, closing)
-            scale = scalar(exponents, OPENING)
-            if SPLIT > 1:
-                mbarrier.wait(handed.index(stage), phase)
-            steep_chunk(
-                S, x_tiles.index(mine), C_tile, CB_tile, factors_fp32_tiles.index(mine), steps_ptr + slot * Q,
-                handed_tiles.index(stage if SPLIT > 1 else 0), D, D_ptr, y_tile, stop - token, P, Q, N, SPLIT, PACKED, LY,
-            )  # fmt: skip
+            scale = closing
         closing = scalar(exponents, CLOSING)
         between = scalar(exponents, BETWEEN)
+        if scale != 0.0:
+            S = scaled(S, scale)
+        entering = gl.convert_layout(S.to(gl.bfloat16), AY)
+        y = warpgroup_mma(entering, C_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
+        if slot > begin:
+            store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
+            mbarrier.arrive(empty.index(used), count=1)
+        if steep:
+            # Its y from the state as it is; what the chunk adds to the state follows below, as for all.
+            from_state = warpgroup_mma_wait(0, deps=[y])
+            if SPLIT > 1:
+                mbarrier.wait(handed.index(stage), phase)
+                from_state += handed_tiles.index(stage).load(LY)
+            steep_chunk(
+                from_state, x_tiles.index(mine), CB_tile, factors_fp32_tiles.index(mine), steps_ptr + slot * Q,
+                D, D_ptr, y_tile, stop - token, P, Q, PACKED, LY,
+            )  # fmt: skip
+            S = scaled(S, opening)
         x = x_tiles.index(mine).reshape([Q, P]).permute((1, 0)).load(AY)
         if PACKED:  # noqa: SIM102 -- decided when compiled
             if slot == end - 1:
@@ -99,14 +107,6 @@ def consumer(
                 x = gl.where((token + offs_q < stop)[None, :], x, 0.0)
         w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AY))
         w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AY))
-        if scale != 0.0:
-            S = scaled(S, scale)
-        entering = gl.convert_layout(S.to(gl.bfloat16), AY)
-        y = warpgroup_mma(entering, C_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
-        if slot > begin:
-            if pending != 0:
-                store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
-            mbarrier.arrive(empty.index(used), count=1)
         xw = times(x, w_high[None, :], w_low[None, :])
         if between != 0.0:
             y, S, xw = first_half(y, S, xw, CB_tile, between, P, Q, LY)
@@ -127,14 +127,13 @@ def consumer(
             y_tile.reshape([Q, P]).permute((1, 0)).store(out.to(gl.bfloat16))
             fence_async_shared()
         S = warpgroup_mma_wait(0, deps=[S])
-        pending = 1
         used = stage
         stage += 1
         if stage == STAGES:
             stage = 0
             phase ^= 1
     barrier()
-    if pending != 0:
+    if begin < end:
         token = start + (end - 1 - first) * Q
         _store_last(y_desc, y_ptr, y_tile, batch, before, token, stop, head, channel, nheads, PARTS, P, Q, PACKED, RANK)
     if (end == last) & ((begin < end) | (cut[0] == 0)):

@@ -17,6 +17,20 @@ from ssd_kernels.hopper.versions import barrier
 
 
 @gluon.jit
+def allocate_handed(STAGES: gl.constexpr, P: gl.constexpr, Q: gl.constexpr):
+    """Tiles (P, Q) for what is handed over, one a stage, and the barriers that say it is there."""
+    # As warps hold it, 8 × 8 elements after one another: no two lanes want the same bank.
+    SQUARES: gl.constexpr = gl.SharedLinearLayout([
+        [0, 1], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0], [0, 8], [0, 16], [0, 32], [8, 0], [16, 0], [32, 0],
+    ])  # fmt: skip
+    tiles = gl.allocate_shared_memory(gl.float32, [STAGES, P, Q], SQUARES)
+    handed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(handed.index(i), count=1)
+    return tiles, handed
+
+
+@gluon.jit
 def partner(
     tiles, barriers, pointers, strides, place, bounds, cut,
     PARTS: gl.constexpr, P: gl.constexpr, D_STATE: gl.constexpr, Q: gl.constexpr, STAGES: gl.constexpr,

@@ -18,7 +18,7 @@ from ssd_kernels.hopper.configs import CHUNK, GROUP, PART, WIDTH, ScanConfig
 from ssd_kernels.hopper.consumer import consumer
 from ssd_kernels.hopper.decays import EXPONENTS
 from ssd_kernels.hopper.descriptors import common_rank, flat, tiled
-from ssd_kernels.hopper.partner import partner
+from ssd_kernels.hopper.partner import allocate_handed, partner
 from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.producer import producer
 from ssd_kernels.hopper.segment_states import Pieces
@@ -72,7 +72,7 @@ def _scan_kernel(
     GROUP: gl.constexpr, EXPONENTS: gl.constexpr, RANK: gl.constexpr, SPLIT: gl.constexpr,
     EARLY_START: gl.constexpr, CONSUMERS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """One program: CONSUMERS parts of heads of one group, over one segment of a sequence.
+    """One program: CONSUMERS parts of heads of one group, over one segment of a sequence; SPLIT warpgroups a part.
 
     Grid: (rows · segments · nheads · PARTS / CONSUMERS,), parts fastest. `pointers`: y, D, the initial state, states
     and decays of pieces, the final state, steps. `strides`: of D and the initial state.
@@ -100,8 +100,9 @@ def _scan_kernel(
 
     DTYPE: gl.constexpr = x_desc.dtype
     x_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * CONSUMERS, CHUNK, PART, RANK), x_desc.layout)
-    B_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * SPLIT, CHUNK, D_STATE // SPLIT, RANK), B_desc.layout)
-    C_tiles = gl.allocate_shared_memory(DTYPE, tiles_shape(STAGES * SPLIT, CHUNK, D_STATE // SPLIT, RANK), C_desc.layout)
+    HALVES: gl.constexpr = tiles_shape(STAGES * SPLIT, CHUNK, D_STATE // SPLIT, RANK)
+    B_tiles = gl.allocate_shared_memory(DTYPE, HALVES, B_desc.layout)
+    C_tiles = gl.allocate_shared_memory(DTYPE, HALVES, C_desc.layout)
     CB_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, CHUNK, CHUNK], CB_desc.layout)
     factors_tiles = gl.allocate_shared_memory(gl.bfloat16, [STAGES * CONSUMERS, 4 * CHUNK], factors_desc.layout)
     PLAIN: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -115,14 +116,7 @@ def _scan_kernel(
         mbarrier.init(empty.index(i), count=CONSUMERS * SPLIT)
     handed_tiles, handed = y_tiles, full  # nothing is handed over
     if SPLIT > 1:
-        # As the warps hold it, 8 × 8 elements after one another: no two lanes want the same bank.
-        SQUARES: gl.constexpr = gl.SharedLinearLayout([
-            [0, 1], [0, 2], [0, 4], [1, 0], [2, 0], [4, 0], [0, 8], [0, 16], [0, 32], [8, 0], [16, 0], [32, 0],
-        ])  # fmt: skip
-        handed_tiles = gl.allocate_shared_memory(gl.float32, [STAGES, PART, CHUNK], SQUARES)
-        handed = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-        for i in gl.static_range(STAGES):
-            mbarrier.init(handed.index(i), count=1)
+        handed_tiles, handed = allocate_handed(STAGES, PART, CHUNK)
     tiles = (
         x_tiles, B_tiles, C_tiles, CB_tiles, factors_tiles, factors_fp32_tiles, exponents_tiles, y_tiles, handed_tiles,
     )  # fmt: skip

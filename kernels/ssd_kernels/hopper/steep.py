@@ -21,14 +21,11 @@ from ssd_kernels.hopper.versions import barrier
 
 @gluon.jit
 def steep_chunk(
-    S, x_tile, C_tile, CB_tile, factors_tile, steps_ptr, handed_tile, D, D_ptr, y_tile, count,
-    P: gl.constexpr, Q: gl.constexpr, N: gl.constexpr, SPLIT: gl.constexpr, PACKED: gl.constexpr, LY: gl.constexpr,
+    y, x_tile, CB_tile, factors_tile, steps_ptr, D, D_ptr, y_tile, count,
+    P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, LY: gl.constexpr,
 ):  # fmt: skip
-    """Fill y_tile; all TMA stores from it have been issued. S is the state that enters the chunk;
-
-    where SPLIT is 2, the half of it to which handed_tile has S C of the other."""
+    """Fill y_tile; all TMA stores from it have been issued. y (P, Q) is S C, of the state that enters the chunk."""
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
-    zero = gl.full([P, Q], 0.0, gl.float32, LY)
     i = gl.arange(0, Q, layout=gl.SliceLayout(1, LY))
     j = gl.arange(0, Q, layout=gl.SliceLayout(0, LY))
     a_i = factors_tile.slice(Q, Q).load(gl.SliceLayout(1, LY)).to(gl.int32, bitcast=True)
@@ -42,11 +39,6 @@ def steep_chunk(
     y_square.store(weights.to(gl.bfloat16))
     fence_async_shared()
 
-    C_tile = C_tile.reshape([Q, N]).permute((1, 0))
-    y = warpgroup_mma(gl.convert_layout(S.to(gl.bfloat16), AY), C_tile, zero, use_acc=False, is_async=True)
-    y = warpgroup_mma_wait(0, deps=[y])
-    if SPLIT > 1:
-        y += handed_tile.load(LY)
     y = y * gl.exp2(a_j.to(gl.float32) * STEEP_UNIT)[None, :]  # (P, i)
     x = x_tile.reshape([Q, P]).permute((1, 0)).load(AY)
     if PACKED:
