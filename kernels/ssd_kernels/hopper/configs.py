@@ -105,9 +105,10 @@ class ScanConfig:
 _STAGES = {(64, 1): 5, (64, 2): 4, (128, 1): 4, (128, 2): 3, (256, 1): 2}
 D_STATES = tuple(sorted({d_state for d_state, _ in _STAGES}))
 
-# Microseconds on an H200. A program of the scan: a chunk, by consumers; filling the stages. The states before segments:
+# Microseconds on an H200. A program of the scan: a chunk, by d_state and consumers; filling the stages. The states before segments:
 # their launch; a chunk of the longest program, which waits for each.
-_CHUNK_TIME, _FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME = {1: 0.86, 2: 1.42}, 3.0, 10.0, 1.0
+_CHUNK_TIME = {(64, 1): 0.86, (64, 2): 1.42, (128, 1): 0.86, (128, 2): 1.42, (256, 1): 1.5}
+_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME = 3.0, 10.0, 1.0
 # Chunks before a token that matter to it even in the slowest heads of a freshly initialised layer.
 _REMEMBERED = 48
 _WORTHWHILE = 0.97  # more segments have to gain three hundredths
@@ -214,7 +215,7 @@ def _estimate(sizes: Sizes, period: int | None, sms: int, config: ScanConfig) ->
     cut, step = config.cut, period or GROUP
     piece = -(-_chunks(sizes) // (cut.pieces * step)) * step  # as the kernels round it
     chunks = min(piece * cut.pieces_of_segment, _chunks(sizes))
-    time = _turns(sizes, sms, config) * (_FILL_TIME + chunks * _CHUNK_TIME[config.consumers])
+    time = _turns(sizes, sms, config) * (_FILL_TIME + chunks * _CHUNK_TIME[sizes.d_state, config.consumers])
     if cut.segments > 1 and period is None:
         time += _STATES_TIME + _STATE_CHUNK_TIME * min(piece, _REMEMBERED)
     return time
