@@ -175,6 +175,9 @@ def sized(**changes):
         ({"batch": 8, "seqlen": 2048}, 2, 1, 1), ({"batch": 32, "seqlen": 1024}, 2, 1, 1),
         ({"batch": 16, "seqlen": 1024}, 2, 1, 1), ({"seqlen": 16384, "nseqs": 16}, 2, 1, 1),
         ({"nheads": 24}, 2, 11, 1), ({"nheads": 48}, 2, 4, 2), ({"nheads": 80}, 2, 3, 2),
+        ({"nheads": 48, "d_state": 256}, 1, 2, 4), ({"nheads": 24, "headdim": 128, "d_state": 256}, 1, 2, 4),
+        ({"nheads": 32, "headdim": 128, "ngroups": 2, "d_state": 256}, 1, 2, 4),
+        ({"batch": 8, "seqlen": 2048, "nheads": 32, "d_state": 256}, 1, 1, 1),
     ],
     ids=str,
 )  # fmt: skip
