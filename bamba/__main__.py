@@ -1,6 +1,8 @@
 """`python -m bamba`: what a model is made of, what it generates, and how fast it runs."""
 
 import argparse
+import dataclasses
+import json
 import platform
 import sys
 from collections import Counter
@@ -14,7 +16,7 @@ from rich.table import Table
 import ssd_kernels
 from bamba.bench import bench, now
 from bamba.cache import Cache
-from bamba.checkpoint import read_config
+from bamba.checkpoint import load_checkpoint, read_config
 from bamba.config import PRESETS, BambaConfig
 from bamba.generate import stream, until_stop
 from bamba.model import Bamba
@@ -37,10 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     args = parser.parse_args(argv)
     try:
-        args.command(args, Console())
+        _run(args)
     except (ValueError, TypeError, OSError, NotImplementedError) as error:
         parser.error(str(error))
     return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    """The command, by one process, or by all that torchrun has started, of which the first prints."""
+    args.mesh = None
+    if getattr(args, "tensor_parallel", False) and getattr(args, "sequence_parallel", False):
+        raise ValueError("--tensor-parallel and --sequence-parallel: expected at most one of them, got both")
+    if not (getattr(args, "tensor_parallel", False) or getattr(args, "sequence_parallel", False)):
+        args.command(args, Console())
+        return
+    from bamba.parallel.processes import ranks
+
+    with ranks(torch.device(_device(args)).type) as args.mesh:
+        args.command(args, Console(quiet=args.mesh.get_rank() != 0))
 
 
 def info(args: argparse.Namespace, console: Console) -> None:
@@ -111,6 +127,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
         repeats=args.repeats,
         warmup=args.warmup,
         seed=args.seed,
+        mesh=args.mesh if args.sequence_parallel else None,
     )
     _print_run(args, model, console)
     rounds = f"median of {args.repeats} rounds"
@@ -123,6 +140,10 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
     console.print(table)
     peak = "not counted on this device" if result.peak_bytes is None else f"{_mebibytes(result.peak_bytes)} MiB"
     console.print(f"peak memory, weights included: {peak}")
+    if args.json is not None and not console.quiet:
+        facts = {"model": args.model, "dtype": str(model.dtype), "ranks": _ranks(args), "torch": torch.__version__}
+        parallel = {"tensor_parallel": args.tensor_parallel, "sequence_parallel": args.sequence_parallel}
+        args.json.write_text(json.dumps(facts | parallel | dataclasses.asdict(result), indent=2) + "\n")
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -144,6 +165,9 @@ def _make_parser() -> argparse.ArgumentParser:
     running.add_argument("--device", default="auto", help="auto takes a GPU where there is one")
     running.add_argument("--dtype", choices=_DTYPES, help="by default that of a checkpoint, and float32 for a preset")
     running.add_argument("--seed", type=int, default=0, help="of random weights, a random prompt and the sampling")
+    running.add_argument(
+        "--tensor-parallel", action="store_true", help="the heads among the processes of torchrun, a GPU each"
+    )
     running.add_argument("--prompt-length", type=int, default=16)
     running.add_argument("--new-tokens", type=int, default=16)
 
@@ -164,6 +188,10 @@ def _make_parser() -> argparse.ArgumentParser:
     parse_bench.add_argument("--batch", type=int, default=1)
     parse_bench.add_argument("--repeats", type=int, default=5)
     parse_bench.add_argument("--warmup", type=int, default=1)
+    parse_bench.add_argument(
+        "--sequence-parallel", action="store_true", help="the prompt among the processes of torchrun, a GPU each"
+    )
+    parse_bench.add_argument("--json", type=Path, metavar="FILE", help="write the times there too")
     return parser
 
 
@@ -175,14 +203,27 @@ def _model(name: str) -> str:
 
 
 def _build_model(args: argparse.Namespace) -> Bamba:
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = None if args.dtype is None else _DTYPES[args.dtype]
-    model = get_model(args.model, ssm=args.ssm, carry=args.carry, device=device, dtype=dtype)
-    if args.model in PRESETS:
-        model.init_weights(args.seed)
+    cut_among = args.mesh if args.tensor_parallel else None
+    if args.model not in PRESETS:
+        return load_checkpoint(
+            args.model, ssm=args.ssm, carry=args.carry, device=_device(args), dtype=dtype, mesh=cut_among
+        )
+    model = get_model(args.model, ssm=args.ssm, carry=args.carry, device=_device(args), dtype=dtype)
+    model.init_weights(args.seed)
+    if cut_among is not None:
+        from bamba.parallel.tensor import tensor_parallel
+
+        tensor_parallel(model, cut_among)
     return model
+
+
+def _device(args: argparse.Namespace) -> str:
+    return ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+
+
+def _ranks(args: argparse.Namespace) -> int:
+    return 1 if args.mesh is None else args.mesh.size()
 
 
 def _print_run(args: argparse.Namespace, model: Bamba, console: Console) -> None:
@@ -192,6 +233,8 @@ def _print_run(args: argparse.Namespace, model: Bamba, console: Console) -> None
     console.print(f"{args.model}{random}")
     console.print(f"ssm: asked for {args.ssm}, ran {model.ssm_in_use}; carry {model.carry}")
     console.print(f"device: asked for {args.device}, ran on {model.device} ({name}); {dtype}")
+    if args.mesh is not None:
+        console.print(f"{'heads' if args.tensor_parallel else 'prompt'} among {_ranks(args)} devices")
 
 
 def _mebibytes(nbytes: int) -> str:

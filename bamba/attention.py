@@ -5,6 +5,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from bamba.cache import AttentionCache
 from bamba.config import BambaConfig
@@ -41,15 +42,23 @@ class Attention(nn.Module):
             )  # fmt: skip
             return project(out.flatten(1)[:, None], self.o_proj, self.operators, residual=hidden)
         q, k = rotate(q, positions), rotate(k, positions)
+        shard, t = positions.shard, positions.t
+        if shard is not None:
+            k, v = shard.keys_and_values(k, v)
+            t = torch.arange(k.shape[1], device=k.device)
         if cache is not None:
-            cache.keys[positions.rows, :, positions.t] = k
-            cache.values[positions.rows, :, positions.t] = v
+            cache.keys[positions.rows, :, t] = k
+            cache.values[positions.rows, :, t] = v
         packed = positions.packed
         if packed is not None:
             q, k, v = packed.spread(q), packed.spread(k), packed.spread(v)
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (b, heads, t, headdim)
         if cache is not None and positions.held is not None:
             out = attend_to_cache(q, cache, positions.held, positions.reach)
+        elif shard is not None:
+            seen = causal_lower_right(q.shape[2], shard.stop)
+            k, v = k[:, :, : shard.stop], v[:, :, : shard.stop]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=cast("Tensor", seen), enable_gqa=True)
         else:
             # Packed sequences begin their rows, so that causality alone keeps what follows them out of sight.
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)

@@ -3,11 +3,16 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
 from bamba.decode_graph import decoding
 from bamba.model import Bamba
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class BenchResult:
 @torch.inference_mode()
 def bench(
     model: Bamba, *, batch: int, prompt_length: int, new_tokens: int, repeats: int, warmup: int = 1, seed: int = 0,
-    cuda_graph: bool | None = None,
+    cuda_graph: bool | None = None, mesh: "DeviceMesh | None" = None,
 ) -> BenchResult:  # fmt: skip
     """Time prompts of random tokens and the tokens after them, greedily chosen, with a cache.
 
@@ -48,6 +53,8 @@ def bench(
         warmup: rounds before, not timed.
         seed: of the prompt.
         cuda_graph: replay a captured decode step; on a GPU by default.
+        mesh: devices that each take a part of the prompt, see :func:`bamba.parallel.sequence.prefill`, and then decode
+            each by itself; every rank makes the same call.
 
     Raises:
         ValueError: a count below 1, a negative warmup, or a graph without a GPU.
@@ -65,13 +72,22 @@ def bench(
         model, batch=batch, max_len=prompt_length + new_tokens, cuda_graph=on_gpu if cuda_graph is None else cuda_graph
     )
 
+    def prefill() -> Tensor:
+        if mesh is None:
+            return cast("Tensor", model(prompt, cache, logits_to_keep=1))
+        from bamba.parallel import sequence
+
+        return sequence.prefill(model, prompt, cache, mesh=mesh)
+
     prefill_s, decode_s = [], []
     for _ in range(warmup + repeats):
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(model.device)
         cache.reset()
+        if mesh is not None:
+            torch.distributed.barrier(mesh.get_group())
         start = now(model.device)
-        next_ids = model(prompt, cache, logits_to_keep=1).argmax(dim=-1)
+        next_ids = prefill().argmax(dim=-1)
         prefilled = now(model.device)
         for _ in range(new_tokens):
             next_ids = step(next_ids).argmax(dim=-1)

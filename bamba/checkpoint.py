@@ -8,7 +8,7 @@ files are ever opened, so that loading one runs no code of a stranger.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -17,6 +17,11 @@ from bamba.checkpoint_files import CONFIG, StoredTensor, find_tensors, read_json
 from bamba.config import BambaConfig
 from bamba.huggingface import IRRELEVANT
 from bamba.model import Bamba
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from bamba.parallel.plan import Cuts
 
 _MODEL_TYPES = ("bamba", "bamba_harness")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -30,6 +35,7 @@ def load_checkpoint(
     carry: str = "all",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    mesh: "DeviceMesh | None" = None,
 ) -> Bamba:
     """Build the model of a checkpoint folder, in evaluation mode.
 
@@ -43,6 +49,8 @@ def load_checkpoint(
         device: where to build; the default device by default.
         dtype: the dtype of the model; that of the stored embedding by default. A_log, D and dt_bias stay in fp32 at
             least.
+        mesh: the devices to cut the model among, see :func:`bamba.parallel.tensor.tensor_parallel`: of each tensor this
+            rank then reads its own part only.
 
     Raises:
         FileNotFoundError: no such folder, no `config.json`, no weights in safetensors, or a shard is not there.
@@ -59,10 +67,16 @@ def load_checkpoint(
         dtype = None if embedding is None else _DTYPES.get(embedding.dtype)
     model = Bamba(config, ssm=ssm, carry=carry, device="meta", dtype=dtype)
     sources = _match(folder, model, stored)
+    cuts: Cuts = {}
+    if mesh is not None:
+        from bamba.parallel.tensor import tensor_parallel
+
+        cuts = tensor_parallel(model, mesh)
     model.to_empty(device=torch.get_default_device() if device is None else device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(read_tensor(*sources[name]))
+            module, _, own_name = name.rpartition(".")
+            parameter.copy_(read_tensor(*sources[name], cuts.get(module, {}).get(own_name)))
     return model.eval()
 
 
@@ -87,11 +101,14 @@ def save_checkpoint(
 
     Raises:
         FileExistsError: the folder holds a checkpoint and `overwrite` is false.
-        ValueError: weights on the meta device, an unreadable size, or a field that touches the logits.
+        ValueError: weights on the meta device, a rank's part of a model, an unreadable size, or a field that touches
+            the logits.
         NotImplementedError: a configuration that transformers cannot express.
     """
     if model.device.type == "meta":
         raise ValueError("model: weights on the meta device have no values to save")
+    if model.ranks is not None:
+        raise ValueError(f"model must be whole, got the part of rank {model.ranks.rank} of {model.ranks.size}")
     fields = dict(hf_fields or {})
     if not set(fields) <= set(IRRELEVANT):
         raise ValueError(f"hf_fields must be among {sorted(IRRELEVANT)}, got {sorted(set(fields) - set(IRRELEVANT))}")

@@ -10,12 +10,15 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from bamba.parallel.plan import Cut
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -66,12 +69,12 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     return _read_indexed(index)
 
 
-def read_tensor(name: str, stored: StoredTensor) -> Tensor:
-    """The tensor, on the CPU; its memory is the mapped file and goes with the tensor."""
+def read_tensor(name: str, stored: StoredTensor, cut: "Cut | None" = None) -> Tensor:
+    """The tensor, on the CPU; its memory is the mapped file and goes with the tensor. With a cut, that part alone."""
     try:
         # Opened for each tensor: a mapping that is closed counts no longer as memory of this process.
         with safe_open(stored.file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(name)
+            tensor: Tensor = opened.get_tensor(name) if cut is None else cut.of(opened.get_slice(name))
             return tensor
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{stored.file}: tensor {name} cannot be read: {error}") from error

@@ -16,6 +16,7 @@ from bamba.operators import Operators
 from bamba.positions import Positions
 from bamba.projections import project, takes_gate
 from bamba.slices import by_slices, takes_slices
+from ssd_kernels.interface import discretise
 
 
 class Mamba2(nn.Module):
@@ -44,7 +45,7 @@ class Mamba2(nn.Module):
 
     def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same; more tokens than a slice are overwritten, where nothing is recorded."""
-        if positions.packed is not None or not takes_slices(hidden):
+        if positions.packed is not None or positions.shard is not None or not takes_slices(hidden):
             return self._forward(hidden, norm, positions, cache)
         memory = SSMCache.empty(self.config, hidden.shape[0], hidden.device, hidden.dtype) if cache is None else cache
         return by_slices(hidden, lambda part, start: self._forward(part, norm, positions.part(part, start), memory))
@@ -53,7 +54,7 @@ class Mamba2(nn.Module):
         c, operators = self.config, self.operators
         projected = project(hidden, self.in_proj, operators, norm=norm)
         z, xBC, dt = torch.split(projected, [c.ssm_d_inner, c.ssm_conv_dim, c.ssm_nheads], dim=-1)
-        if cache is not None and hidden.shape[1] == 1 and positions.packed is None:
+        if cache is not None and hidden.shape[1] == 1 and positions.packed is None and positions.shard is None:
             y = self._step(xBC[:, 0], dt[:, 0], positions, cache)[:, None]
         else:
             y = self._scan(self._convolve(xBC, positions, cache), dt, positions, cache).flatten(-2)
@@ -73,16 +74,21 @@ class Mamba2(nn.Module):
 
     def _convolve(self, xBC: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
         """The causal convolution and activation of (b, t, conv_dim), in that layout."""
+        before, after = None if cache is None or positions.held is None else cache.conv_window, None
+        if positions.shard is not None:
+            before, after = positions.shard.windows(xBC, self.config.ssm_d_conv - 1)
         result = self.operators.causal_conv1d(
             xBC,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
             activation="silu",
-            initial_window=None if cache is None or positions.held is None else cache.conv_window,
+            initial_window=before,
             cu_seqlens=positions.cu_seqlens,
-            return_final_window=cache is not None,
+            return_final_window=cache is not None and after is None,
         )
-        if cache is None:
+        if cache is not None and after is not None:
+            cache.conv_window.copy_(after)
+        if cache is None or after is not None:
             return cast("Tensor", result)
         convolved, window = result
         cache.conv_window.copy_(window)
@@ -99,6 +105,12 @@ class Mamba2(nn.Module):
         ssd = cast("Callable[..., Any]", self.operators.ssd)
         scan = partial(ssd, chunk_size=c.ssm_chunk_size, carry=self.carry, **self._heads())
         inputs, cu_seqlens = (x, dt, self._A(), B, C), positions.cu_seqlens
+        if positions.shard is not None:
+            steps = discretise(dt, self.dt_bias, True, c.ssm_dt_limit, self.dt_bias.dtype)
+            y, state = positions.shard.scan(scan, steps, inputs, return_final_state=cache is not None)
+            if cache is not None and state is not None:
+                cache.state.copy_(state)
+            return y
         if cache is None:
             return cast("Tensor", scan(*inputs, cu_seqlens=cu_seqlens))
         if positions.held is None:
@@ -111,7 +123,7 @@ class Mamba2(nn.Module):
                 chunk_size=c.ssm_chunk_size,
             )  # fmt: skip
         cache.state.copy_(state)
-        return cast("Tensor", y)
+        return y
 
     def _A(self) -> Tensor:  # noqa: N802  # the paper's name
         """-e^A_log; kept from call to call, where nobody asks for a gradient, until A_log changes."""

@@ -8,7 +8,7 @@ Sources: https://huggingface.co/blog/bamba; Dao and Gu, "Transformers are SSMs" 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,12 @@ from bamba.mixer import Mamba2
 from bamba.operators import Operators, choose_operators
 from bamba.packing import read_packing
 from bamba.positions import Positions, place_packed, place_rectangle
-from bamba.projections import project
+from bamba.projections import embed, project
 from bamba.slices import by_slices, takes_slices
 from ssd_kernels.registry import default_name
+
+if TYPE_CHECKING:
+    from bamba.parallel.ranks import Ranks
 
 _CARRIES = ("all", "none")
 
@@ -62,6 +65,7 @@ class Bamba(nn.Module):
         self.ssm = ssm
         self.carry = carry
         self._compiled: Callable[..., Tensor] | None = None
+        self.ranks: Ranks | None = None  # see :mod:`bamba.parallel.tensor`
         device = torch.get_default_device() if device is None else torch.device(device)
         dtype = dtype or torch.get_default_dtype()
         with torch.device("meta"):  # shapes first: no initialisation that is then overwritten, no second copy
@@ -85,6 +89,11 @@ class Bamba(nn.Module):
     def ssm_in_use(self) -> str:
         """The registry name of the SSD implementation that runs: `ssm`, with "auto" resolved for the device."""
         return default_name(self.device.type) if self.ssm == "auto" else self.ssm
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether :meth:`compile` has been called."""
+        return self._compiled is not None
 
     def init_weights(self, seed: int) -> None:
         """Fill all weights at random, in place; the same seed, device and dtype give the same weights."""
@@ -156,7 +165,7 @@ class Bamba(nn.Module):
         if cache is not None:
             cache.advance(counts)
         sources, targets, shape = packing.kept(logits_to_keep)
-        logits = self._logits(hidden[0, sources.to(hidden.device)])
+        logits = self.logits(hidden[0, sources.to(hidden.device)])
         places = logits.new_zeros(math.prod(shape), logits.shape[-1])
         return cast("Tensor", places.index_copy(0, targets.to(hidden.device), logits).unflatten(0, shape))
 
@@ -167,7 +176,12 @@ class Bamba(nn.Module):
         of few, takes other operators and a graph of its own, and so do prompts that continue a sequence. What the host
         counts stays outside, where `torch.compile(model)` has it in the graph: modes with CUDA graphs would record
         every position anew. Padded and packed calls run as they are. Make caches afterwards, by :meth:`new_cache`.
+
+        Raises:
+            NotImplementedError: a part of a model among ranks, whose sums the compiler does not see.
         """
+        if self.ranks is not None:
+            raise NotImplementedError(f"compile: the model must be whole, got one among {self.ranks.size} ranks")
         # Not of this model's method: a copy of the model takes it along, with weights of its own.
         self._compiled = torch.compile(type(self)._predict, *args, **options)
 
@@ -190,21 +204,29 @@ class Bamba(nn.Module):
         hidden = self.model(token_ids, positions, None if cache is None else cache.layers)
         if cache is not None:
             cache.lengths.add_(token_ids.shape[1])
-        return self._logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
+        return self.logits(hidden if logits_to_keep is None else hidden[:, -logits_to_keep:])
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return project(hidden, self.lm_head, self.model.operators, norm=self.model.final_layernorm)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits (…, vocab_size) of hidden states (…, d_model) that the backbone made."""
+        logits = project(hidden, self.lm_head, self.model.operators, norm=self.model.final_layernorm)
+        return logits if self.ranks is None else self.ranks.words(logits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast the weights, and let what depends on them follow; every such call passes here."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it without types
         if self.config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.choose_operators()
+        return self
+
+    def choose_operators(self) -> None:
+        """Give every module the operators of where the weights live now."""
         operators = choose_operators(self.ssm, self.device.type)
+        if self.ranks is not None:
+            operators = self.ranks.among(operators)
         for module in self.modules():
             if isinstance(module, Backbone | Attention | Mamba2 | MLP):
                 module.operators = operators
-        return self
 
 
 class Backbone(nn.Module):
@@ -220,10 +242,10 @@ class Backbone(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Positions, caches: Sequence[LayerCache] | None) -> Tensor:
         """Hidden states (batch, seqlen, d_model), before the norm, of token ids (batch, seqlen) at their positions."""
-        hidden = self.embed_tokens(token_ids)
+        hidden = embed(token_ids, self.embed_tokens, self.operators)
         for i, block in enumerate(self.layers):
             hidden = block(hidden, positions, None if caches is None else caches[i])
-        return cast("Tensor", hidden)
+        return hidden
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 """Which implementation of each operator a mixer runs: one choice, by the name of the scan and the device."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ssd_kernels
 from ssd_kernels import SSD, get_op
@@ -11,6 +11,9 @@ from ssd_kernels.mlp_interface import RMSNorm, SwiGLU
 from ssd_kernels.norm import GatedRMSNorm
 from ssd_kernels.registry import default_name
 from ssd_kernels.step_interface import MixerStep
+
+if TYPE_CHECKING:
+    from bamba.parallel.ranks import Ranks
 
 # The other operators that go with a scan of ours; with anyone else's go those of the device.
 _FAMILIES = {"recurrent": "torch", "chunked": "torch", "triton": "triton"}
@@ -27,6 +30,7 @@ class Operators(NamedTuple):
     attention_step: AttentionStep | None
     rms_norm: RMSNorm | None  # in the place of modules, like swiglu; None likewise
     swiglu: SwiGLU | None
+    ranks: "Ranks | None" = None  # the processes that hold the other heads; None where this one holds all
 
 
 def choose_operators(ssm: str, device_type: str) -> Operators:

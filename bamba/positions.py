@@ -1,6 +1,6 @@
 """Where the tokens of one forward stand: in their sequences, in a row of packed ones, and in the cache."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from bamba.cache import Cache
 from bamba.config import BambaConfig
 from bamba.packing import Packing
 from ssd_kernels.attention_interface import rotated
+
+if TYPE_CHECKING:
+    from bamba.parallel.part import Part
 
 
 class Packed(NamedTuple):
@@ -39,6 +42,7 @@ class Positions(NamedTuple):
     held: Tensor | None = None  # (batch or nseqs,) int64, tokens in the cache before these; none if these come first
     reach: int = 0  # where tokens are held: how much of the cache the longest sequence can reach, these included
     packed: Packed | None = None
+    shard: "Part | None" = None  # where other ranks have the other tokens
 
     @property
     def cu_seqlens(self) -> Tensor | None:

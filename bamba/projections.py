@@ -1,13 +1,16 @@
 """A linear layer with the norm, gate or residual around it: module by module, or for a few tokens in one operator."""
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bamba.operators import Operators
+
+if TYPE_CHECKING:
+    from bamba.parallel.ranks import Ranks
 
 FEW = 16  # tokens; beyond, cuBLAS reads the weights as fast, and fused work is done anew by every program
 WIDE = 8192  # outputs; fewer are too few programs to read the weights of several tokens at once
@@ -30,13 +33,17 @@ def project(
         linear: the projection. What someone has put in its place (an adapter, a quantised layer) is called as it is.
         operators: what a model on a GPU has for a few tokens, for norms and for gates, in the place of modules.
         norm: the norm before it.
-        gate: (1, in_features), the gate before the norm, where :func:`takes_gate`.
+        gate: as x, the gate before the norm, where :func:`takes_gate`.
         up: a second projection, which that one's silu multiplies.
         residual: (…, out_features), what is added; on a GPU, where no gradient is recorded, it may be overwritten.
 
     Returns:
         (…, out_features).
     """
+    if residual is not None and operators.ranks is not None:
+        partial = project(x, linear, operators, norm=norm, gate=gate, up=up)
+        gated = None if gate is None else (x, gate)
+        return operators.ranks.add(partial, residual, gated=gated, eps=0.0 if norm is None else cast("float", norm.eps))
     step = operators.linear_step
     if step is not None and _suits(x, linear, up):
         weights = cast("nn.Linear", linear)
@@ -48,7 +55,10 @@ def project(
             residual=None if residual is None else residual.flatten(0, -2),
         )  # fmt: skip
         return torch.unflatten(out, 0, x.shape[:-1])
-    if norm is not None:
+    if gate is not None:
+        own = cast("Ranks", operators.ranks)
+        x = own.own_norm(x, gate, cast("nn.RMSNorm", norm).weight, eps=cast("float", cast("nn.RMSNorm", norm).eps))
+    elif norm is not None:
         x = normed(x, norm, operators)
     if residual is not None and up is None and _may_add_to(residual, linear, operators):
         rows, weight = residual.flatten(0, -2), cast("nn.Linear", linear).weight
@@ -58,6 +68,13 @@ def project(
     if up is not None:
         out = F.silu(out) * up(x) if operators.swiglu is None else operators.swiglu(out, up(x))
     return out if residual is None else residual + out
+
+
+def embed(token_ids: Tensor, embedding: nn.Embedding, operators: Operators) -> Tensor:
+    """The embeddings (batch, seqlen, d_model) of token ids (batch, seqlen)."""
+    if operators.ranks is not None:
+        return operators.ranks.embed(token_ids, embedding.weight)
+    return cast("Tensor", embedding(token_ids))
 
 
 def _may_add_to(residual: Tensor, linear: nn.Module, operators: Operators) -> bool:
@@ -93,7 +110,13 @@ def normed(x: Tensor, norm: nn.RMSNorm, operators: Operators) -> Tensor:
 
 
 def takes_gate(x: Tensor, linear: nn.Module, operators: Operators) -> bool:
-    """Whether :func:`project` takes a gate: of one token, which every program gates anew."""
+    """Whether :func:`project` takes a gate: of one token, which every program gates anew.
+
+    Where the norm spans ranks, of as many as these add directly: their sum makes up for what each has divided by, but
+    not in a bias.
+    """
+    if operators.ranks is not None and operators.ranks.norm_span > 1:
+        return operators.ranks.adds_directly(x) and getattr(linear, "bias", None) is None
     return operators.linear_step is not None and x.numel() == x.shape[-1] and _suits(x, linear, None)
 
 

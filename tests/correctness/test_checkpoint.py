@@ -144,8 +144,8 @@ def test_every_tensor_is_read_once_and_let_go_before_the_next(tmp_path, monkeypa
         def __del__(self) -> None:
             alive[self.name] -= 1
 
-    def watch(name, stored):
-        tensor = read(name, stored)
+    def watch(name, stored, cut=None):
+        tensor = read(name, stored, cut)
         tensor.watched = Watched(name)
         most.append(alive.total())
         return tensor

@@ -1,0 +1,85 @@
+"""Sequence parallel: a long prompt among several devices, each with the whole model and its part of the tokens.
+
+What a token costs in projections and scan is paid by its rank alone. Of the others it needs the last inputs of the
+convolution, the state that enters its part, and in attention all earlier keys and values. Sources: Dao and Gu,
+"Transformers are SSMs" (arXiv:2405.21060), section 8.2; Korthikanti et al. (arXiv:2205.05198).
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from bamba.cache import Cache
+from bamba.model import Bamba
+from bamba.parallel.part import Part, cut_sequence
+from bamba.positions import locate
+
+
+@torch.inference_mode()
+def prefill(
+    model: Bamba, token_ids: Tensor, cache: Cache | None = None, *, mesh: DeviceMesh, own_logits: bool = False
+) -> Tensor:
+    """The logits after prompts without padding, whose tokens are computed by all ranks together.
+
+    Afterwards the cache holds the whole prompts on every rank, and each may decode on its own.
+
+    Args:
+        model: whole, with the same weights on every rank.
+        token_ids: (batch, seqlen), int64 or int32: all of them, the same on every rank.
+        cache: empty; written to.
+        mesh: of one dimension.
+        own_logits: return the logits of this rank's tokens instead; :func:`part_of` says which.
+
+    Returns:
+        (batch, 1, vocab_size), after the last token, the same on every rank; or (batch, own tokens, vocab_size).
+
+    Raises:
+        ValueError: a mesh of several dimensions, a model that is cut, a cache that is not empty or too small, fewer
+            tokens than ranks, or with independent chunks fewer of these.
+        TypeError: token ids that are not integers.
+    """
+    if mesh.ndim != 1:
+        raise ValueError(f"mesh must have one dimension, got {mesh.ndim}")
+    if model.ranks is not None:
+        raise ValueError(f"model must be whole, got the part of rank {model.ranks.rank} of {model.ranks.size}")
+    if token_ids.ndim != 2:
+        raise ValueError(f"token_ids must have shape (batch, seqlen), got {tuple(token_ids.shape)}")
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"token_ids: dtype must be int64 or int32, got {token_ids.dtype}")
+    batch, seqlen = token_ids.shape
+    part = part_of(model, seqlen, mesh)
+    if cache is not None:
+        if cache.length > 0:
+            raise ValueError(f"cache must be empty, got {cache.length} tokens")
+        cache.expect_room((seqlen,) * batch)
+    t = torch.arange(part.start, part.stop, device=token_ids.device)
+    rows = torch.arange(batch, device=token_ids.device)[:, None]
+    positions = locate(t, model.config, model.dtype)._replace(rows=rows, shard=part)
+    hidden = model.model(token_ids[:, part.start : part.stop], positions, None if cache is None else cache.layers)
+    if cache is not None:
+        cache.advance((seqlen,) * batch)
+    if own_logits:
+        return model.logits(hidden)
+    # The last hidden state, not its logits: the rank that has it is the last, and the others would wait for it anyway.
+    last = hidden[:, -1:].contiguous()
+    dist.broadcast(last, group_src=mesh.size() - 1, group=part.group)
+    return model.logits(last)
+
+
+def part_of(model: Bamba, seqlen: int, mesh: DeviceMesh) -> Part:
+    """This rank's part of a prompt of `seqlen` tokens; parts cost about the same arithmetic.
+
+    Later tokens attend to more: so later parts are shorter. With independent chunks, parts end where chunks do.
+
+    Raises:
+        ValueError: fewer tokens, or independent chunks, than ranks.
+    """
+    config = model.config
+    weights = sum(parameter.numel() for parameter in model.model.layers.parameters())
+    attended = (
+        2 * len(config.attn_layers) * config.attn_nheads * config.attn_headdim
+    )  # per earlier token, of q k and p v
+    unit = config.ssm_chunk_size if model.carry == "none" else 1
+    bounds = cut_sequence(seqlen, mesh.size(), unit=unit, ratio=attended / weights)
+    return Part(group=mesh.get_group(), bounds=bounds, carry=model.carry)
