@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bamba.parallel.direct import DirectSums
 from ssd_kernels import get_op
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -90,6 +91,7 @@ def cases() -> Iterator[Case]:
     yield from _table("attention_step", _attention_step, [(1, 1280), (16, 1280), (64, 1280)], {"model": {}}, "b{} t{}")
     yield from _table("rms_norm", _rms_norm, [(4096,), (5000,)], {"model": {}}, "{}")
     yield from _table("swiglu", _swiglu, [(14336,)], {"model": {}}, "{}")
+    yield from _table("direct_sums", _direct_sums, [(2, 1), (4, 16)], {"model": {"gated": True}, "bare": {}}, "r{} b{}")
     for dtype in ("bf16", "fp16"):
         call = partial(_step, DTYPES[dtype], *STEP_SIZES[0], state_dtype=DTYPES[dtype], **STEP_FEATURES["model"])
         yield Case(name=f"ssd_step {dtype} p64 n128 state {dtype}", call=call)
@@ -213,6 +215,18 @@ def _linear_step(dtype: torch.dtype, batch: int, outputs: int, **features: bool)
     shapes = {"norm_weight": (4096,), "up_weight": (outputs, 4096), "gate": (batch, 4096), "residual": (batch, outputs)}
     given = {name: _new(*shapes[name], dtype=dtype) for name in features}
     get_op("linear_step", "triton")(_new(batch, 4096, dtype=dtype), _new(outputs, 4096, dtype=dtype), eps=1e-5, **given)
+
+
+def _direct_sums(dtype: torch.dtype, ranks: int, rows: int, gated: bool = False) -> None:
+    """Of the first of several ranks, whose memory nobody has to see."""
+    sums = object.__new__(DirectSums)
+    sums.rank, sums.size, sums.rows, sums.columns = 0, ranks, rows, 4096
+    sums.channels = rows * 4
+    sums._addresses = _new(ranks, dtype=torch.int64)
+    sums._calls = _new(sums.channels, dtype=torch.int32)
+    partial, residual = (_new(rows, 4096, dtype=dtype) for _ in range(2))
+    y, z = (_new(rows, 8192 // ranks, dtype=dtype) for _ in range(2))
+    sums.add(partial, residual, gated=(y, z) if gated else None, eps=1e-5, span=ranks if gated else 1)
 
 
 def _attention_step(dtype: torch.dtype, batch: int, max_len: int) -> None:
