@@ -2,9 +2,9 @@
 
 Inside a chunk e^{a_i − a_j} dt_j = u_i w_j, with u_i = 2^{a_i − m}, w_j = dt_j 2^{m − a_j}, a counted in octaves and m
 near the middle of its range: two vectors instead of a matrix, and x_j is weighted once for y and the state both. That
-holds as far as a stays within MAX_OCTAVES; a chunk with tokens beyond is marked, and gets its steps and sums besides.
-m is a whole number: u and w differ by exact powers of two, and y by no bit, from what they would be if the tokens that
-follow were others.
+holds as far as a stays within MAX_OCTAVES. A token beyond takes for m its own a, rounded, and its chunk is marked:
+there e^{a_i − a_j} dt_j = u_i 2^{m_i − m_j} w_j. Every m is a whole number: u and w differ by exact powers of two, and
+y by no bit, from what they would be if the tokens that follow were others.
 
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060). Reference: :func:`ssd_kernels.interface.discretise`.
 """
@@ -16,10 +16,10 @@ from ssd_kernels.portable.activations import softplus
 
 # Half of it either side of the middle: 2^±100 leaves products of 2^±26 in the range of fp32 and bf16.
 MAX_OCTAVES = tl.constexpr(200.0)
-# Rows of the vectors: w, u; and of a marked chunk dt, and a as the sum of two.
-VECTORS = tl.constexpr(5)
-# Of the factors: what a state is multiplied by to be added to w x, 2^m; after that, 2^{a_last − m}, or 0, which marks
-# the chunk; and a_last.
+# Rows of the vectors: w, u and m.
+VECTORS = tl.constexpr(3)
+# Of the factors: what a state is multiplied by to be added to w x, 2^m, or 0, which marks the chunk; after that,
+# 2^{a_last − m_last}; and a_last.
 FACTORS = tl.constexpr(3)
 _LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -32,9 +32,9 @@ def chunk_cumsum(
     """Fill the vectors and factors of some heads of one chunk.
 
     dt_ptrs are (T, H) pointers, A_ptrs and dt_bias_ptrs (H,), the latter None where there is no bias; in_chunk (T, H)
-    and in_h (H,) say which exist. At vectors_ptr, (nheads, VECTORS, BLOCK_T) fp32: steps are zero past the end of the
-    chunk, and so are w and u of tokens beyond the range. At factors_ptr, (nheads, FACTORS) fp32. The sum is fp64: it
-    may be of thousands of octaves, of which differences count.
+    and in_h (H,) say which exist. At vectors_ptr, (nheads, VECTORS, BLOCK_T) fp32: w is zero past the end of the
+    chunk. At factors_ptr, (nheads, FACTORS) fp32. The sum is fp64: it may be of thousands of octaves, of which
+    differences count.
     """
     dt = tl.load(dt_ptrs, mask=in_chunk, other=0.0).to(tl.float32)  # (T, H)
     if dt_bias_ptrs is not None:
@@ -51,27 +51,23 @@ def chunk_cumsum(
     # All the way that a went, up and down: for steps and A of any sign no less than its range, and known at each token.
     fits = tl.cumsum(tl.abs(dA).to(tl.float32), axis=0) <= MAX_OCTAVES
     whole = tl.floor(a + 0.5)
-    rest = tl.where(fits, (a - whole).to(tl.float32), 0.0)
-    whole = tl.where(fits, whole.to(tl.float32), 0.0)
+    rest = (a - whole).to(tl.float32)
+    whole = whole.to(tl.float32)
     # 0 is in the range: there a state enters.
-    middle = tl.floor(0.5 * (tl.minimum(tl.min(whole, axis=0), 0.0) + tl.maximum(tl.max(whole, axis=0), 0.0)))
-    octaves = whole - middle[None, :]
-    w = tl.where(fits, dt * tl.exp2(-rest) * tl.exp2(-octaves), 0.0)
-    u = tl.where(fits, tl.exp2(rest) * tl.exp2(octaves), 0.0)
+    lowest = tl.minimum(tl.min(tl.where(fits, whole, 0.0), axis=0), 0.0)
+    highest = tl.maximum(tl.max(tl.where(fits, whole, 0.0), axis=0), 0.0)
+    middle = tl.floor(0.5 * (lowest + highest))
+    m = tl.where(fits, middle[None, :], whole)
+    w = dt * tl.exp2(-rest) * tl.exp2(m - whole)
+    u = tl.exp2(rest) * tl.exp2(whole - m)
     vector_ptrs = vectors_ptr + offs_h[None, :] * (VECTORS * BLOCK_T) + tl.arange(0, BLOCK_T)[:, None]
     tl.store(vector_ptrs, w, mask=in_h[None, :])
     tl.store(vector_ptrs + BLOCK_T, u, mask=in_h[None, :])
-
-    high = a.to(tl.float32)
-    is_last = tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1
-    factor_ptrs = factors_ptr + FACTORS * offs_h
-    tl.store(factor_ptrs, tl.exp2(middle), mask=in_h)
-    tl.store(factor_ptrs + 1, tl.sum(tl.where(is_last, u, 0.0), axis=0), mask=in_h)
-    tl.store(factor_ptrs + 2, tl.sum(tl.where(is_last, high, 0.0), axis=0), mask=in_h)
+    tl.store(vector_ptrs + 2 * BLOCK_T, m, mask=in_h[None, :])
 
     marked = tl.max(tl.where(fits, 0, 1), axis=0) == 1
-    in_marked = (in_h & marked)[None, :]
-    low = tl.where(in_marked, a - high.to(tl.float64), 0.0).to(tl.float32)
-    tl.store(vector_ptrs + 2 * BLOCK_T, dt, mask=in_marked)
-    tl.store(vector_ptrs + 3 * BLOCK_T, high, mask=in_marked)
-    tl.store(vector_ptrs + 4 * BLOCK_T, low, mask=in_marked)
+    is_last = tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1
+    factor_ptrs = factors_ptr + FACTORS * offs_h
+    tl.store(factor_ptrs, tl.where(marked, 0.0, tl.exp2(middle)), mask=in_h)
+    tl.store(factor_ptrs + 1, tl.sum(tl.where(is_last, u, 0.0), axis=0), mask=in_h)
+    tl.store(factor_ptrs + 2, tl.sum(tl.where(is_last, a.to(tl.float32), 0.0), axis=0), mask=in_h)

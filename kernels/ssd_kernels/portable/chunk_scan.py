@@ -69,17 +69,18 @@ def _launch(
         x.dtype, plan.chunk_size, sizes.headdim, sizes.d_state, rows * sizes.nheads, x.device,
         every_state=chunk_states is not None,
     )  # fmt: skip
-    row_blocks = triton.cdiv(sizes.nheads * triton.cdiv(sizes.headdim, config.block["BLOCK_P"]), config.block["TILES"])
+    tiles = sizes.nheads * triton.cdiv(sizes.headdim, config.block["BLOCK_P"])
     strides = (
         x.stride(), B.stride(), C.stride(), (0,) if D is None else D.stride(),
         (0, 0, 0, 0) if initial_state is None else initial_state.stride(),
     )  # fmt: skip
     launch(
-        _chunk_scan_kernel, (rows * row_blocks,),
+        _chunk_scan_kernel, (rows * tiles,),
         x, B, C, D, *prepared, initial_state, entering, y, states, chunk_states, strides,
         None if table is None else table.segments, *plan.cut, *plan.segments,
         0 if chunk_states is None else chunk_states.shape[1],
         NHEADS=sizes.nheads, NGROUPS=sizes.ngroups, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, CHUNK=plan.chunk_size,
+        STRIDES=(x.stride(1), B.stride(1), C.stride(1), sizes.nheads * sizes.headdim),
         BLOCK_T=tile_size(plan.chunk_size), BLOCK_N=tile_size(sizes.d_state), **config.kwargs,
     )  # fmt: skip
 
@@ -90,21 +91,21 @@ def _chunk_scan_kernel(
     y_ptr, states_ptr, chunk_states_ptr, strides, table_ptr,
     seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods,
     NHEADS: tl.constexpr, NGROUPS: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, TILES: tl.constexpr,
+    STRIDES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One program: TILES (one or two) tiles of BLOCK_P rows, each of channels of one head, over one segment.
+    """One program: BLOCK_P channels of one head, over one segment.
 
-    Grid: (batch · nsegments · row blocks,), row blocks fastest. Without y_ptr only the state at the end is made, of the
-    segments that another follows. `strides` are those of x, B, C, D and the initial state.
+    Grid: (batch · nsegments · tiles of all heads,), tiles fastest. Without y_ptr only the state at the end is made, of
+    the segments that another follows. `strides` are those of x, B, C, D and the initial state; STRIDES, those of a
+    token in x, B, C and y, of which the compiler makes addresses that it need not work out for every row.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PARTS: tl.constexpr = (HEADDIM + BLOCK_P - 1) // BLOCK_P  # tiles of a head
     STATE: tl.constexpr = HEADDIM * D_STATE
     WITH_OUTPUTS: tl.constexpr = y_ptr is not None
     x_strides, B_strides, C_strides, initial_strides = strides[0], strides[1], strides[2], strides[4]
-    row_blocks = tl.cdiv(NHEADS * PARTS, TILES)
     pid = tl.program_id(0)
-    row = (pid // row_blocks).to(tl.int64)  # of all segments
+    row = (pid // (NHEADS * PARTS)).to(tl.int64)  # of all segments
     sequence, first, stop, chunk, period_row, opens, closes = segment_bounds(
         row, table_ptr, seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods
     )
@@ -118,22 +119,15 @@ def _chunk_scan_kernel(
         batch = tl.zeros_like(sequence)
 
     offs_n = tl.arange(0, BLOCK_N).to(tl.int64)
-    offs_r = tl.arange(0, TILES * BLOCK_P)
-    first_tile = (pid % row_blocks * TILES).to(tl.int64)
-    # The heads of the tiles, which may be one; of one group.
-    head0, head1 = first_tile // PARTS, (first_tile + TILES - 1) // PARTS
-    in_tile1 = (offs_r >= BLOCK_P)[:, None]
-    head = tl.where(offs_r < BLOCK_P, head0, head1)
-    offs_p = (offs_r % BLOCK_P).to(tl.int64)
-    if PARTS > 1:
-        offs_p += (first_tile + offs_r // BLOCK_P) % PARTS * BLOCK_P
+    head = (pid // PARTS % NHEADS).to(tl.int64)
+    offs_p = (pid % PARTS * BLOCK_P + tl.arange(0, BLOCK_P)).to(tl.int64)
     in_r = offs_p < HEADDIM
     in_n = offs_n < D_STATE
-    group = head0 // (NHEADS // NGROUPS)
+    group = head // (NHEADS // NGROUPS)
     state_offs = (head * HEADDIM + offs_p)[:, None] * D_STATE + offs_n[None, :]
     in_state = in_r[:, None] & in_n[None, :]
 
-    h = tl.zeros((TILES * BLOCK_P, BLOCK_N), dtype=tl.float32)
+    h = tl.zeros((BLOCK_P, BLOCK_N), dtype=tl.float32)
     if initial_ptr is not None:
         initial_ptrs = initial_ptr + sequence * initial_strides[0] + offs_n[None, :] * initial_strides[3]
         initial_ptrs += (head * initial_strides[1] + offs_p * initial_strides[2])[:, None]
@@ -146,39 +140,42 @@ def _chunk_scan_kernel(
             D_ptrs = D_ptr + head * strides[3][0] + offs_p * strides[3][1]
             D = tl.load(D_ptrs, mask=in_r, other=0.0).to(tl.float32)[None, :]
         else:
-            D0, D1 = tl.load(D_ptr + head0 * strides[3][0]), tl.load(D_ptr + head1 * strides[3][0])
-            D = tl.where(offs_r < BLOCK_P, D0, D1).to(tl.float32)[None, :]
+            D = tl.load(D_ptr + head * strides[3][0]).to(tl.float32)
     x_ptrs = x_ptr + batch * x_strides[0] + head * x_strides[2] + offs_p * x_strides[3]
     B_ptrs = B_ptr + batch * B_strides[0] + group * B_strides[2] + offs_n[None, :] * B_strides[3]
     C_ptrs = C_ptr + batch * C_strides[0] + group * C_strides[2] + offs_n[:, None] * C_strides[3]
     y_ptrs = None
     if WITH_OUTPUTS:
         y_ptrs = y_ptr + batch * seqlen * NHEADS * HEADDIM + (head * HEADDIM + offs_p)[None, :]
-    token_strides = (x_strides[1], B_strides[1], C_strides[1], NHEADS * HEADDIM)
     CB_ptr += group * (BLOCK_T * BLOCK_T)
-    vectors_ptrs = (vectors_ptr + head0 * (VECTORS * BLOCK_T), vectors_ptr + head1 * (VECTORS * BLOCK_T))
-    factors_ptrs = (factors_ptr + head0 * FACTORS, factors_ptr + head1 * FACTORS)
-    # In few registers: of tokens and chunks there are fewer than 2³¹; their offsets are int64 again.
+    vectors_ptr += head * (VECTORS * BLOCK_T)
+    factors_ptr += head * FACTORS
+    # In few registers: of tokens, chunks and sequences there are fewer than 2³¹; their offsets are int64 again.
     chunk, first, stop = chunk.to(tl.int32), first.to(tl.int32), stop.to(tl.int32)
+    closed = tl.where(closes, sequence, -1).to(tl.int32)  # the sequence that ends here
     period_stop = first + period
     last = chunk + count_chunks(stop - first, period, chunks_per_period, CHUNK).to(tl.int32)
     while chunk < last:
-        # As far as no chunk is marked, then as far as all are: loops without a branch, which can be pipelined.
-        for MARKED in tl.static_range(2):
-            run = alike(MARKED, factors_ptrs, chunk, NHEADS, last - chunk, TILES)
-            enter, leave = factors(in_tile1, factors_ptrs, chunk, NHEADS, TILES)
-            for _ in tl.range(0, run, num_stages=1 if MARKED else None):
+        # As far as chunks are plain, then as far as they are not: loops without a branch, which can be pipelined.
+        for OTHER in tl.static_range(2):
+            whole = 0
+            if CHUNK == BLOCK_T:
+                whole = (stop - first) // CHUNK
+                if chunk_states_ptr is not None:
+                    whole = tl.where(period % CHUNK == 0, whole, 0)
+            run = alike(OTHER == 0, factors_ptr, chunk, NHEADS, last - chunk, whole)
+            enter, leave = factors(factors_ptr, chunk, NHEADS)
+            for _ in range(run):
                 chunk_stop = first + tl.minimum(stop - first, CHUNK)
                 if chunk_states_ptr is not None:
                     chunk_stop = tl.minimum(chunk_stop, period_stop)
                 # What a single number says of a chunk is read a chunk ahead, so that nothing waits for it.
-                next_enter, next_leave = factors(in_tile1, factors_ptrs, chunk + 1, NHEADS, TILES)
+                next_enter, next_leave = factors(factors_ptr, chunk + 1, NHEADS)
                 CB_offset = chunk.to(tl.int64) * (NGROUPS * BLOCK_T * BLOCK_T)
                 vectors_offset = chunk.to(tl.int64) * (NHEADS * VECTORS * BLOCK_T)
                 h = walk_chunk(
-                    h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs, vectors_ptrs,
-                    vectors_offset, first, chunk_stop, in_r, in_n, in_tile1, token_strides,
-                    DTYPE, BLOCK_T, TILES, MARKED,
+                    h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs,
+                    vectors_ptr + vectors_offset, first, chunk_stop, in_r, in_n, DTYPE, BLOCK_T, OTHER == 0, STRIDES,
                 )  # fmt: skip
                 if chunk_states_ptr is not None:
                     ends = (chunk_stop == period_stop) | (chunk_stop == stop)
@@ -191,7 +188,7 @@ def _chunk_scan_kernel(
                 chunk += 1
                 enter, leave = next_enter, next_leave
     if WITH_OUTPUTS:
-        if closes:
-            tl.store(states_ptr + sequence * NHEADS * STATE + state_offs, h, mask=in_state)
+        if closed >= 0:
+            tl.store(states_ptr + closed.to(tl.int64) * (NHEADS * STATE) + state_offs, h, mask=in_state)
     else:
         tl.store(states_ptr + row * NHEADS * STATE + state_offs, h, mask=in_state)

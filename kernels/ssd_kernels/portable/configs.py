@@ -62,7 +62,7 @@ MAX_CONV_WIDTH = 4  # taps
 # stay within the range of fp32.
 MAX_CHUNK = 64
 # Tokens of a sequence that one program may still walk whole. Of a longer one some heads have hundreds of marked chunks,
-# which a walk takes one after another while other heads' multiprocessors are idle.
+# which take longer, while other heads' multiprocessors are idle.
 LONG = 65536
 
 
@@ -173,7 +173,7 @@ def chunk_scan_config(
     dtype: torch.dtype, chunk: int, headdim: int, d_state: int, heads: int, device: torch.device,
     every_state: bool = False,
 ) -> Config:  # fmt: skip
-    """BLOCK_P: rows of a tile, all of one head; TILES: tiles of a program, all of one group.
+    """BLOCK_P: channels of a program, all of one head.
 
     Args:
         dtype: of x.
@@ -199,7 +199,7 @@ def chunk_scan_config(
     spare = stages == 2 and d_state <= 128 and not every_state and holds_three_stages(device)
     if alone and spare:
         stages = 3
-    return Config(block={"BLOCK_P": rows, "TILES": 1}, num_warps=warps, num_stages=stages)
+    return Config(block={"BLOCK_P": rows}, num_warps=warps, num_stages=stages)
 
 
 def tile_size(size: int) -> int:

@@ -69,13 +69,6 @@ def load(ptrs, in_rows, in_columns):
 
 
 @triton.jit
-def exp2_of_sum(high, low):
-    """2^(high + low) to full relative precision: whole octaves apart, which are exact, so that none is rounded off."""
-    octaves = tl.floor(high + 0.5)
-    return tl.exp2((high - octaves) + low) * tl.exp2(octaves)
-
-
-@triton.jit
 def dot(a, b, acc, DTYPE: tl.constexpr):
     """Acc + a b for operands that hold values of DTYPE, or fp32 values to be rounded to its precision.
 
