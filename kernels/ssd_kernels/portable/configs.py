@@ -190,7 +190,9 @@ def chunk_scan_config(
     rows = min(tile_size(headdim), 32 if wide else 64)
     if dtype == torch.float32 and d_state > 128:
         rows = 16
-    warps = 4 if dtype == torch.bfloat16 and 32 < d_state <= 128 else 8
+    # Eight warps of a small state in fp32 would have too few registers each.
+    small = d_state <= 32
+    warps = 4 if (dtype == torch.bfloat16 and not small and d_state <= 128) or (dtype == torch.float32 and small) else 8
     # Two stages of a wide state take more shared memory than a small device has.
     stages = 1 if dtype == torch.float32 or (d_state > 128 and not holds_three_stages(device)) else 2
     # A program that has a multiprocessor to itself has to hide by itself how long its loads take. In fp16, for its

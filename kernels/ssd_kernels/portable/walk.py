@@ -73,7 +73,7 @@ def factors(ptr, chunk, NHEADS: tl.constexpr):
 @triton.jit
 def alike(PLAIN: tl.constexpr, ptr, chunk, NHEADS: tl.constexpr, left, whole):
     """How many of the next chunks, `left`, of which `whole` are, are plain, or are not, before one that differs."""
-    AHEAD: tl.constexpr = 64  # of many, some
+    AHEAD: tl.constexpr = 32  # of many, some: a warp finds them by itself
     offs_c = tl.arange(0, AHEAD)
     offs = (chunk + offs_c).to(tl.int64) * (NHEADS * FACTORS)
     plain = (offs_c < whole) & (tl.load(ptr + offs, mask=offs_c < left, other=0.0) != 0.0)
