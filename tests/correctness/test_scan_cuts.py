@@ -108,6 +108,16 @@ def test_chunk_states_of_several_segments_change_nothing_else():
     assert torch.equal(states[:, -1], final_state)
 
 
+def test_a_chunk_that_ends_with_a_period_sees_nothing_of_what_follows():
+    """Of 40 tokens asked for, 32 are a chunk and 8 another."""
+    inputs = PROBLEM.but(chunk_size=40, seqlen=100).inputs()
+    before = SSD(**inputs, return_chunk_states=True)
+    inputs["x"][:, 40:] = math.nan
+    y, _, states = SSD(**inputs, return_chunk_states=True)
+    assert torch.equal(y[:, :40], before[0][:, :40])
+    assert torch.equal(states[:, 0], before[2][:, 0])
+
+
 @dtypes
 @carries
 @pytest.mark.parametrize("count", [16, 32])

@@ -190,7 +190,7 @@ def chunk_scan_config(
     rows = min(tile_size(headdim), 32 if wide else 64)
     if dtype == torch.float32 and d_state > 128:
         rows = 16
-    # Eight warps of a small state in fp32 would have too few registers each.
+    # In fp32 eight warps of a small state spill.
     small = d_state <= 32
     warps = 4 if (dtype == torch.bfloat16 and not small and d_state <= 128) or (dtype == torch.float32 and small) else 8
     # Two stages of a wide state take more shared memory than a small device has.
