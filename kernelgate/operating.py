@@ -109,10 +109,11 @@ def table(curve: OperatingCurve) -> list[str]:
     headings = "".join(f"{'+' + percent(float(plant.partition(':')[2])):>9}" for plant in plants)
     lines = [f"{'':{width}}{'spread':>9}{'SAME':>9}{'alarms':>8}{'finds':>8}{headings}"]
     for name, each in curve.benchmarks.items():
-        drawn = each.outcomes.total()
+        drawn = each.outcomes.total()  # none where no device has recorded enough processes
+        same = percent(each.outcomes[Outcome.SAME] / drawn) if drawn else ""
         shares = "".join(f"{percent(each.found[plant][1]) if plant in each.found else '':>9}" for plant in plants)
         lines.append(
-            f"{name.partition('::')[2]:{width}}{_fine(each.spread):>9}{percent(each.outcomes[Outcome.SAME] / drawn):>9}"
+            f"{name.partition('::')[2]:{width}}{_fine(each.spread):>9}{same:>9}"
             f"{each.outcomes[Outcome.REGRESSED]:>8}{_fine(each.detectable):>8}{shares}"
         )
     lines.append(
