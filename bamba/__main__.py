@@ -48,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     """The command, by one process, or by all that torchrun has started, of which the first prints."""
     args.mesh = None
-    if getattr(args, "tensor_parallel", False) and getattr(args, "sequence_parallel", False):
+    by_heads, by_tokens = (getattr(args, name, False) for name in ("tensor_parallel", "sequence_parallel"))
+    if by_heads and by_tokens:
         raise ValueError("--tensor-parallel and --sequence-parallel: expected at most one of them, got both")
-    if not (getattr(args, "tensor_parallel", False) or getattr(args, "sequence_parallel", False)):
+    if not (by_heads or by_tokens):
         args.command(args, Console())
         return
     from bamba.parallel.processes import ranks

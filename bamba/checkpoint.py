@@ -107,8 +107,7 @@ def save_checkpoint(
     """
     if model.device.type == "meta":
         raise ValueError("model: weights on the meta device have no values to save")
-    if model.ranks is not None:
-        raise ValueError(f"model must be whole, got the part of rank {model.ranks.rank} of {model.ranks.size}")
+    model.expect_whole()
     fields = dict(hf_fields or {})
     if not set(fields) <= set(IRRELEVANT):
         raise ValueError(f"hf_fields must be among {sorted(IRRELEVANT)}, got {sorted(set(fields) - set(IRRELEVANT))}")

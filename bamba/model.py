@@ -95,6 +95,15 @@ class Bamba(nn.Module):
         """Whether :meth:`compile` has been called."""
         return self._compiled is not None
 
+    def expect_whole(self) -> None:
+        """Expect that this is no part of a model.
+
+        Raises:
+            ValueError: a rank's part of a model.
+        """
+        if self.ranks is not None:
+            raise ValueError(f"model must be whole, got the part of rank {self.ranks.rank} of {self.ranks.size}")
+
     def init_weights(self, seed: int) -> None:
         """Fill all weights at random, in place; the same seed, device and dtype give the same weights."""
         init_weights(self, self.config, seed)

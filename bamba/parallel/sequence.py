@@ -41,8 +41,7 @@ def prefill(
     """
     if mesh.ndim != 1:
         raise ValueError(f"mesh must have one dimension, got {mesh.ndim}")
-    if model.ranks is not None:
-        raise ValueError(f"model must be whole, got the part of rank {model.ranks.rank} of {model.ranks.size}")
+    model.expect_whole()
     if token_ids.ndim != 2:
         raise ValueError(f"token_ids must have shape (batch, seqlen), got {tuple(token_ids.shape)}")
     if token_ids.dtype not in (torch.int64, torch.int32):
@@ -77,9 +76,8 @@ def part_of(model: Bamba, seqlen: int, mesh: DeviceMesh) -> Part:
     """
     config = model.config
     weights = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    attended = (
-        2 * len(config.attn_layers) * config.attn_nheads * config.attn_headdim
-    )  # per earlier token, of q k and p v
+    # Of q k and of p v, for each earlier token.
+    attended = 2 * len(config.attn_layers) * config.attn_nheads * config.attn_headdim
     unit = config.ssm_chunk_size if model.carry == "none" else 1
     bounds = cut_sequence(seqlen, mesh.size(), unit=unit, ratio=attended / weights)
     return Part(group=mesh.get_group(), bounds=bounds, carry=model.carry)

@@ -36,8 +36,7 @@ def tensor_parallel(model: Bamba, mesh: DeviceMesh) -> Cuts:
     """
     if mesh.ndim != 1:
         raise ValueError(f"mesh must have one dimension, got {mesh.ndim}")
-    if model.ranks is not None:
-        raise ValueError(f"model must be whole, got the part of rank {model.ranks.rank} of {model.ranks.size}")
+    model.expect_whole()
     if model.is_compiled:
         raise ValueError("model must not be compiled: what ranks add up the compiler does not see")
     config, size = model.config, mesh.size()

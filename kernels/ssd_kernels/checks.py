@@ -2,12 +2,18 @@
 
 import itertools
 import reprlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
+
+
+def wants_gradient(tensors: Iterable[object]) -> bool:
+    """Whether autograd is to record what is made of these."""
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
 
 
 def expect_ndim(name: str, tensor: Tensor, meaning: str) -> None:

@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ssd_kernels.checks import wants_gradient
 from ssd_kernels.interface import Sizes, check_inputs, discretise, results, state_dtype
 from ssd_kernels.packed import one_by_one
 
@@ -58,7 +59,7 @@ def chunked(
         initial_state=initial_state, cu_seqlens=cu_seqlens, carry=carry,
     )  # fmt: skip
     inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
-    with_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    with_grad = wants_gradient(inputs)
     if torch.compiler.is_compiling() and not (with_grad or return_chunk_states):
         both: tuple[Tensor, Tensor] = _whole(*inputs, chunk_size, dt_softplus, *dt_limit, cu_seqlens, carry)
         return both if return_final_state else both[0]

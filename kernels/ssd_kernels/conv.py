@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssd_kernels.checks import expect_different_slots, sequence_bounds
+from ssd_kernels.checks import expect_different_slots, sequence_bounds, wants_gradient
 from ssd_kernels.conv_interface import check_conv, check_conv_step
 
 # Tokens of all rows worked on at once, so that the fp32 sums of 8448 channels stay in cache: five times as fast as
@@ -36,8 +36,7 @@ def causal_conv1d(
     """
     nseqs = check_conv(x, weight, bias, activation, initial_window, cu_seqlens)
     given = (x, weight, bias, initial_window)
-    with_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given)
-    if torch.compiler.is_compiling() and not with_grad:
+    if torch.compiler.is_compiling() and not wants_gradient(given):
         both: tuple[Tensor, Tensor] = _whole(*given, cu_seqlens, activation)
         return both if return_final_window else both[0]
     batch, seqlen, channels = x.shape

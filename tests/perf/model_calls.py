@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from bamba import Bamba
+from bamba import Bamba, BambaConfig
 from bamba.cache import AttentionCache, Cache
 from tests.perf.problems import DEVICE
 
 
-def prompt(model: Bamba, batch: int, seqlen: int) -> Tensor:
-    """Random tokens from a fixed seed."""
+def random_tokens(config: BambaConfig, batch: int, seqlen: int) -> Tensor:
+    """(batch, seqlen) token ids of a fixed seed."""
     generator = torch.Generator(DEVICE).manual_seed(0)
-    return torch.randint(model.config.vocab_size, (batch, seqlen), generator=generator, device=DEVICE)
+    return torch.randint(config.vocab_size, (batch, seqlen), generator=generator, device=DEVICE)
 
 
 def prefill(model: Bamba, token_ids: Tensor, cache: Cache) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.perf.model_calls import decode, decode_bytes, matrix_weights, prefill, prompt
+from tests.perf.model_calls import decode, decode_bytes, matrix_weights, prefill, random_tokens
 from tests.perf.problems import (
     DECODE_BATCHES,
     DEVICE,
@@ -32,7 +32,7 @@ def models():
 @pytest.mark.parametrize("tokens", [pytest.param(tokens, id=f"{MODEL}-1x{tokens}") for tokens in PREFILL_TOKENS])
 def test_prefill(benchmark, models, tokens):
     model, exact_model = models
-    token_ids = prompt(model, 1, tokens)
+    token_ids = random_tokens(model.config, 1, tokens)
     with torch.inference_mode():
         exact = exact_model(token_ids, logits_to_keep=1)
         benchmark.declare(
@@ -51,7 +51,7 @@ def test_prefill(benchmark, models, tokens):
 @pytest.mark.parametrize("batch", [pytest.param(batch, id=f"{MODEL}-b{batch}") for batch in DECODE_BATCHES])
 def test_decode(benchmark, models, batch):
     model, exact_model = models
-    token_ids = prompt(model, batch, PROMPT + 1)
+    token_ids = random_tokens(model.config, batch, PROMPT + 1)
     caches = [each.new_cache(batch=batch, max_len=PROMPT + 1) for each in models]
     with torch.inference_mode():
         for each, cache in zip(models, caches, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bamba import Bamba, BambaConfig
-from tests.perf.model_calls import decode, decode_bytes, matrix_weights, prefill, prompt
+from tests.perf.model_calls import decode, decode_bytes, matrix_weights, prefill, random_tokens
 from tests.perf.problems import DEVICE, DTYPE, ON_GPU, model_flops
 
 pytestmark = [
@@ -40,7 +40,7 @@ def test_prefill(benchmark, model, tokens):
         asked=model.ssm,
         ran=model.ssm_in_use,
     )
-    call = (model, prompt(model, 1, tokens), model.new_cache(batch=1, max_len=tokens))
+    call = (model, random_tokens(model.config, 1, tokens), model.new_cache(batch=1, max_len=tokens))
     benchmark.pedantic(prefill, call, rounds=ROUNDS[tokens])
 
 
@@ -58,4 +58,4 @@ def test_decode(benchmark, model, batch, held):
         asked=model.ssm,
         ran=model.ssm_in_use,
     )
-    benchmark(decode, model, prompt(model, batch, 1), cache, held)
+    benchmark(decode, model, random_tokens(model.config, batch, 1), cache, held)

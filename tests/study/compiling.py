@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from bamba import Bamba
 from bamba.bench import now
-from bamba.decode_graph import DecodeGraph
+from bamba.decode_graph import decoding
 from kernelgate import cuda
 
 EAGER, OURS = "eager", "CUDA graph, ours"
@@ -45,9 +45,9 @@ class Prepared:
 
 def prepare_prefill(model: Bamba, mode: str, token_ids: Tensor) -> Prepared:
     """The logits after the last of (1, seqlen) tokens, into an empty cache; three other lengths count recompiles."""
-    cache_of = _compiled(model, mode)
+    _compile(model, mode)
     seqlen = token_ids.shape[1]
-    cache = cache_of(seqlen)
+    cache = model.new_cache(batch=1, max_len=seqlen)
 
     def prefill(length: int) -> Tensor:
         cache.length = 0
@@ -64,9 +64,8 @@ def prepare_decode(model: Bamba, mode: str, token_ids: Tensor) -> Prepared:
 
     Each call moves the state on, but for the first, whose logits are those of the tokens.
     """
-    cache_of = _compiled(model, mode)
-    graph = DecodeGraph(model, batch=1, max_len=POSITION + FURTHER) if mode == OURS else None
-    cache = cache_of(POSITION + FURTHER) if graph is None else graph.cache
+    _compile(model, mode)
+    cache, decode = decoding(model, batch=1, max_len=POSITION + FURTHER, cuda_graph=mode == OURS)
     with torch.compiler.set_stance("force_eager"):
         model(token_ids[:, :POSITION], cache, logits_to_keep=1)
     last = token_ids[:, POSITION:]
@@ -74,20 +73,19 @@ def prepare_decode(model: Bamba, mode: str, token_ids: Tensor) -> Prepared:
     def step(position: int) -> Tensor:
         cache.length = position
         cache.lengths.fill_(position)
-        return model(last, cache) if graph is None else graph.step(last)
+        return decode(last)
 
     return _prepared(
         lambda: step(POSITION), [lambda n=n: step(POSITION + n) for n in (1, 7, 50)], None, token_ids.device
     )
 
 
-def _compiled(model: Bamba, mode: str) -> Callable[[int], Any]:
-    """Compile as the mode says; what makes caches then."""
+def _compile(model: Bamba, mode: str) -> None:
+    """As the mode says; caches are made afterwards."""
     torch._dynamo.reset()
     counters.clear()
     if mode not in (EAGER, OURS):
         model.compile(**MODES[mode])
-    return lambda max_len: model.new_cache(batch=1, max_len=max_len)
 
 
 def _prepared(call: Call, others: Sequence[Call], make: Callable[[], Call] | None, device: torch.device) -> Prepared:

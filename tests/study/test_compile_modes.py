@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._inductor.utils import fresh_cache
 
+from tests.perf.model_calls import random_tokens
 from tests.perf.problems import DEVICE, DTYPE, MODEL_ERROR, ON_GPU, model_flops, relative_error, with_exact_twin
 from tests.study.compiling import EAGER, MODES, OURS, POSITION, prepare_decode, prepare_prefill
-from tests.study.whole_model import DEPTHS, random_tokens, sharing, step_bytes, weight_bytes
+from tests.study.whole_model import DEPTHS, sharing, step_bytes, weight_bytes
 
 pytestmark = [
     pytest.mark.study,
@@ -30,7 +31,7 @@ def test_compile_modes(benchmark, models, call, mode):
         pytest.skip("captures CUDA graphs")
     prepare = prepare_prefill if call == "prefill" else prepare_decode
     model, exact_model = sharing(models[0]), models[1]
-    token_ids = random_tokens(CONFIG, TOKENS if call == "prefill" else POSITION + 1)
+    token_ids = random_tokens(CONFIG, 1, TOKENS if call == "prefill" else POSITION + 1)
     with torch.inference_mode(), fresh_cache():
         exact = exact_model(token_ids, logits_to_keep=1)
         prepare(models[0], EAGER, token_ids)  # our kernels are there when the compiler starts

@@ -13,7 +13,7 @@ import torch
 
 from bamba import Bamba, BambaConfig
 from kernelgate import cuda
-from tests.perf.model_calls import matrix_weights, prompt
+from tests.perf.model_calls import matrix_weights, random_tokens
 from tests.perf.problems import DEVICE, DTYPE, MODEL_ERROR, ON_GPU, model_flops, relative_error
 from tests.study.model_peers import OURS, THEIRS, decode, prefill, twin
 
@@ -80,7 +80,7 @@ def running(model):
 def test_prefill(benchmark, models, tokens, model):
     if tokens > LONGEST[model]:
         pytest.skip(f"{model}: {TOO_LONG[model]}")
-    token_ids, weights = prompt(models.ours, 1, tokens), matrix_weights(models.ours)
+    token_ids, weights = random_tokens(models.ours.config, 1, tokens), matrix_weights(models.ours)
     held_to = {}
     if model != OURS:
         expected = models.logits(tokens, lambda: prefill(models.ours, token_ids))
@@ -108,7 +108,7 @@ def test_prefill(benchmark, models, tokens, model):
 @pytest.mark.parametrize("batch", [1, 16])
 @torch.inference_mode()
 def test_decode(benchmark, models, batch, model):
-    token_ids = prompt(models.ours, batch, HELD + 1)
+    token_ids = random_tokens(models.ours.config, batch, HELD + 1)
     expected = models.logits(("decode", batch), decode(models.ours, token_ids, room=ROOM))
     step = decode(models.of(model), token_ids, room=ROOM)
     with running(model):

@@ -13,13 +13,13 @@ import torch
 
 from bamba.decode_graph import decoding
 from kernelgate.ceilings import COPY, ceilings
+from tests.perf.model_calls import random_tokens
 from tests.perf.problems import DEVICE, ON_GPU
 from tests.study.generating import with_cache, without_cache
 from tests.study.whole_model import (
     DEPTHS,
     VARIANTS,
     evenly_spaced,
-    random_tokens,
     sharing,
     step_bytes,
     weight_bytes,
@@ -70,7 +70,7 @@ def test_fms_protocol(benchmark, layers, variant):
 
 def measure_cached(benchmark, layers, variant, prompt, new):
     model, (cache, step) = model_of(layers, variant), decoding_of(layers, variant)
-    token_ids = random_tokens(model.config, prompt)
+    token_ids = random_tokens(model.config, 1, prompt)
     with_cache(model, token_ids, 2, cache, step)  # what a first prompt of this length makes torch allocate
     held = range(prompt, prompt + new - 1)
     moved = weight_bytes(model) + sum(step_bytes(model, cache, each) for each in held)
@@ -80,12 +80,10 @@ def measure_cached(benchmark, layers, variant, prompt, new):
 def measure_uncached(benchmark, layers, variant, prompt):
     model = model_of(layers, variant)
     numbers = evenly_spaced(TIMED[layers], NEW)
-    token_ids = random_tokens(model.config, prompt + NEW)
+    token_ids = random_tokens(model.config, 1, prompt + NEW)
     without_cache(model, token_ids, prompt, numbers[:1])
     moved = len(numbers) * weight_bytes(model)
-    measure(
-        benchmark, model, lambda: without_cache(model, token_ids, prompt, numbers), len(numbers), NEW, moved
-    )  # fmt: skip
+    measure(benchmark, model, lambda: without_cache(model, token_ids, prompt, numbers), len(numbers), NEW, moved)
 
 
 def measure(benchmark, model, run, timed, new, moved):

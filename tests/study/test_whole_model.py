@@ -7,11 +7,12 @@ import torch
 
 from bamba import Bamba, BambaConfig
 from bamba.decode_graph import decoding
+from tests.perf.model_calls import random_tokens
 from tests.perf.problems import DEVICE
 from tests.study import generating, whole_model
 from tests.study.compiling import EAGER, MODES, POSITION, prepare_decode, prepare_prefill
 from tests.study.generating import with_cache, without_cache
-from tests.study.whole_model import VARIANTS, evenly_spaced, random_tokens, sharing, step_bytes, weight_bytes
+from tests.study.whole_model import VARIANTS, evenly_spaced, sharing, step_bytes, weight_bytes
 
 pytestmark = pytest.mark.correctness
 
@@ -29,7 +30,7 @@ def test_variants_share_weights_and_differ_where_chunks_know_nothing_of_another(
     for each in models.values():
         for shared, own in zip(each.parameters(), model.parameters(), strict=True):
             assert shared.data_ptr() == own.data_ptr()
-    ids = random_tokens(CONFIG, 40)
+    ids = random_tokens(CONFIG, 1, 40)
     logits = {name: each(ids) for name, each in models.items()}
     torch.testing.assert_close(logits["optimized"], logits["default"])
     assert not torch.allclose(logits["independent"][:, -1], logits["default"][:, -1])
@@ -69,12 +70,12 @@ def test_a_round_with_a_cache_takes_every_token_and_one_without_those_named(mode
     model.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
     cache, step = decoding(model, batch=1, max_len=40, cuda_graph=False)
     for _ in range(2):  # each round from an empty cache
-        seconds = with_cache(model, random_tokens(CONFIG, 20), 8, cache, step)
+        seconds = with_cache(model, random_tokens(CONFIG, 1, 20), 8, cache, step)
         assert (seconds.first, seconds.all) == (1, 2)
         assert cache.length == cache.lengths.item() == 27
     assert lengths == [20, *[1] * 7] * 2
     lengths.clear()
-    seconds = without_cache(model, random_tokens(CONFIG, 30), 20, [0, 3, 9])
+    seconds = without_cache(model, random_tokens(CONFIG, 1, 30), 20, [0, 3, 9])
     assert (seconds.first, seconds.all) == (1, 2)
     assert lengths == [20, 23, 29]
 
@@ -83,7 +84,7 @@ def test_a_round_with_a_cache_takes_every_token_and_one_without_those_named(mode
 @pytest.mark.parametrize("prepare", [prepare_prefill, prepare_decode])
 def test_a_compiled_call_is_ready_without_breaks_and_compiled_once(model, prepare, monkeypatch):
     monkeypatch.setitem(MODES, "compiled", {"backend": "aot_eager"})
-    ids = random_tokens(CONFIG, 60 if prepare is prepare_prefill else POSITION + 1)
+    ids = random_tokens(CONFIG, 1, 60 if prepare is prepare_prefill else POSITION + 1)
     expected = prepare(sharing(model), EAGER, ids)
     prepared = prepare(sharing(model), "compiled", ids)
     assert (prepared.graph_breaks, prepared.recompiles) == (0, 0)
@@ -96,7 +97,7 @@ def test_a_compiled_call_is_ready_without_breaks_and_compiled_once(model, prepar
 @torch.inference_mode()
 def test_breaks_and_recompiles_are_counted_where_there_are_some(model, monkeypatch):
     monkeypatch.setitem(MODES, "compiled", {"backend": "eager"})
-    ids = random_tokens(CONFIG, 24)
+    ids = random_tokens(CONFIG, 1, 24)
     unrolled = prepare_prefill(sharing(model, ssm="recurrent"), "compiled", ids)
     assert unrolled.recompiles == 3, "the fp64 recurrence is unrolled for each length"
     predict = Bamba._predict

@@ -7,9 +7,6 @@ import functools
 from collections.abc import Sequence
 from itertools import chain
 
-import torch
-from torch import Tensor
-
 from bamba import Bamba, BambaConfig
 from bamba.cache import AttentionCache, Cache, SSMCache
 from bamba.config import PRESETS
@@ -35,12 +32,6 @@ def sharing(model: Bamba, *, ssm: str = "auto", carry: str = "all") -> Bamba:
     other = Bamba(model.config, ssm=ssm, carry=carry, device="meta", dtype=model.dtype).eval()
     other.load_state_dict(model.state_dict(), assign=True)
     return other.to(model.device)
-
-
-def random_tokens(config: BambaConfig, count: int) -> Tensor:
-    """(1, count) token ids of one seed."""
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    return torch.randint(config.vocab_size, (1, count), generator=generator, device=DEVICE)
 
 
 def weight_bytes(model: Bamba) -> int:

@@ -7,10 +7,10 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssd_kernels.checks import wants_gradient
 from ssd_kernels.interface import state_dtype
 from ssd_kernels.registry import default_name, get_op
 from ssd_kernels.transformers_family.packing import cu_seqlens_of, last_of_rows, row_starts
@@ -32,15 +32,11 @@ def replacement(name: str, original: Callable[..., Any], implementation: str) ->
 def _op(operator: str, implementation: str, *tensors: Any) -> Any:
     """An operator's implementation for these tensors: the differentiable one where a gradient is wanted."""
     torchs = "chunked" if operator == "ssd" else "torch"
-    if implementation == "torch" or _wants_gradient(tensors):
+    if implementation == "torch" or wants_gradient(tensors):
         return get_op(operator, torchs)
     if implementation == "triton":
         return get_op(operator, "triton")
     return get_op(operator, default_name(tensors[0].device.type, operator))
-
-
-def _wants_gradient(tensors: Any) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
 
 
 def _activated(y: Tensor, activation: str | None) -> Tensor:
@@ -79,7 +75,7 @@ def _conv_step(
     """Of one token, (batch, channels, 1); `conv_state` (batch, channels, width) has one input more than is needed."""
     width = weight.shape[1]
     fits = hidden_states.shape[-1] == 1 and conv_state.shape[-1] == width and conv_state.dtype == hidden_states.dtype
-    if not fits or _wants_gradient((hidden_states, conv_state)):
+    if not fits or wants_gradient((hidden_states, conv_state)):
         return original(hidden_states, conv_state, weight, bias, activation, **kwargs)  # type: ignore[no-any-return]
     step = _op("causal_conv1d_step", implementation, hidden_states, weight, bias)
     conv_state[..., 0] = conv_state[..., 1]
@@ -120,7 +116,7 @@ def _step(
 ) -> Tensor:  # fmt: skip
     """Of one token: dt, A, D and dt_bias are one number a head, expanded to its channels."""
     repeated = _repeats(dt, 1) and _repeats(A, 2) and _repeats(D, 1) and _repeats(dt_bias, 1)
-    if not repeated or _wants_gradient((state, hidden_states, dt, A, B, C, D, dt_bias, z)):
+    if not repeated or wants_gradient((state, hidden_states, dt, A, B, C, D, dt_bias, z)):
         return original(  # type: ignore[no-any-return]
             state, hidden_states, dt, A, B, C, D=D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs
         )
