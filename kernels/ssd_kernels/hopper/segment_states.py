@@ -46,7 +46,7 @@ def segment_states(
     decays = torch.empty((rows, count, nparts), dtype=torch.float32, device=x.device)
     launch(
         _segment_states_kernel, (rows * count * nparts,),
-        x, B, prepared.factors, prepared.exponents, states, decays, x.stride(), B.stride(),
+        x, B, prepared.factors.view(torch.int32), prepared.exponents, states, decays, x.stride(), B.stride(),
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, count, cut.pieces, sizes.nheads, sizes.ngroups,
         PARTS=sizes.headdim // PART, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
@@ -57,7 +57,7 @@ def segment_states(
 
 @triton.jit(do_not_specialize=[*CUT[:2], "count", "pieces", "nheads", "ngroups"])
 def _segment_states_kernel(
-    x_ptr, B_ptr, factors_ptr, exponents_ptr, states_ptr, decays_ptr, x_strides, B_strides,
+    x_ptr, B_ptr, pairs_ptr, exponents_ptr, states_ptr, decays_ptr, x_strides, B_strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, count, pieces, nheads, ngroups,
     PARTS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr,
     EXPONENTS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -91,21 +91,29 @@ def _segment_states_kernel(
     x_ptrs = x_ptr + batch * x_strides[0] + head * x_strides[2] + (part * PART + offs_p)[:, None] * x_strides[3]
     B_ptrs = B_ptr + batch * B_strides[0] + head // (nheads // ngroups) * B_strides[2] + offs_n[None, :] * B_strides[3]
     acc = tl.zeros((PART, D_STATE), dtype=tl.float32)
-    # From the end backwards again: `after` is what a chunk's decay is multiplied by, in units of log 2.
+    # From the end backwards again: `after` is what a chunk's decay is multiplied by, in units of log 2. Every load
+    # feeds the product of its own turn, and is of 32 bits at least: others are no copies ahead, and are waited for.
     after = tl.zeros((), tl.float32)
     for i in range(end - keep):
         slot = end - 1 - i
         tokens = start + (slot - first) * CHUNK + offs_q
-        factors_ptrs = factors_ptr + (rows + slot) * (4 * CHUNK) + offs_q
-        w = tl.load(factors_ptrs).to(tl.float32) + tl.load(factors_ptrs + CHUNK).to(tl.float32)
+        pairs_ptrs = pairs_ptr + (rows + slot) * (2 * CHUNK) + tl.arange(0, CHUNK // 2)
+        w = _unpacked(tl.load(pairs_ptrs)) + _unpacked(tl.load(pairs_ptrs + CHUNK // 2))
+        after += tl.load(exponents_ptr + (slot + 1) * EXPONENTS + TOTAL, mask=i > 0, other=0.0)
         to_end = tl.load(exponents_ptr + slot * EXPONENTS + TO_END)
         of_first = to_end + tl.load(exponents_ptr + slot * EXPONENTS + BETWEEN)
         w *= tl.exp2(after + tl.where(offs_q < CHUNK // 2, of_first, to_end))
         x = tl.load(x_ptrs + tokens[None, :] * x_strides[1], mask=(tokens < stop)[None, :], other=0.0)  # (P, Q)
         B = tl.load(B_ptrs + tokens[:, None] * B_strides[1], mask=(tokens < stop)[:, None], other=0.0)  # (Q, N)
         acc = tl.dot((x.to(tl.float32) * w[None, :]).to(DTYPE), B, acc, input_precision="ieee")
-        after += tl.load(exponents_ptr + slot * EXPONENTS + TOTAL)
+    after += tl.load(exponents_ptr + keep * EXPONENTS + TOTAL, mask=keep < end, other=0.0)
     state = (row * count + piece) * nparts + pid % nparts
     state_ptrs = states_ptr + state * (PART * D_STATE) + offs_p[:, None] * D_STATE + offs_n[None, :]
     tl.store(state_ptrs, acc)
     tl.store(decays_ptr + state, tl.where(keep > begin, after - 1000.0, after))
+
+
+@triton.jit
+def _unpacked(pairs):
+    """The two bf16 numbers in each 32 bits, as fp32, one after the other."""
+    return tl.interleave((pairs << 16).to(tl.float32, bitcast=True), (pairs & -0x10000).to(tl.float32, bitcast=True))
