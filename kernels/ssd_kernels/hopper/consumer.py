@@ -11,6 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
+    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.language.extra.cuda import gdc_wait
@@ -36,6 +37,10 @@ def consumer(
     Where SPLIT is 2, of the state the first D_STATE / 2 columns, and y with what the partner hands over.
     """
     N: gl.constexpr = D_STATE // SPLIT
+    # With no other warpgroup's products in the tensor core, none may wait for what needs no product: the state is
+    # waited for only in the turn that takes it, after x and w x. With another, that gains nothing, and ptxas runs out
+    # of registers and waits for each product.
+    ALONE: gl.constexpr = CONSUMERS * SPLIT == 1
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
     AS: gl.constexpr = gl.DotOperandLayout(0, LS, 2)
@@ -57,6 +62,8 @@ def consumer(
     S = entering_state(
         initial_ptr, pieces_ptr, decays_ptr, strides[1], row, part, nheads, cut, 0, SPLIT, PARTS, P, N, RESTART, LS
     )
+    if ALONE:
+        S = warpgroup_mma_init(S)
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     closing = gl.to_tensor(0.0)
     stage = 0
@@ -71,9 +78,6 @@ def consumer(
         B_tile = B_tiles.index(stage * SPLIT).reshape([Q, N])
         C_tile = C_tiles.index(stage * SPLIT).reshape([Q, N])
         CB_tile = CB_tiles.index(stage)
-        if RESTART:  # noqa: SIM102 -- decided when compiled
-            if (slot > first) & ((slot - first) % cut[3] == 0):
-                S = gl.full([P, N], 0.0, gl.float32, LS)
         opening = scalar(exponents, OPENING)
         scale = closing + opening
         steep = scalar(exponents, STEEP) != 0.0
@@ -81,13 +85,20 @@ def consumer(
             scale = closing
         closing = scalar(exponents, CLOSING)
         between = scalar(exponents, BETWEEN)
+        if ALONE:
+            x, xw = _weighted(x_tiles.index(mine), factors, stop - token, slot == end - 1, P, Q, PACKED, AY)
+            S = warpgroup_mma_wait(0, deps=[S])
+        if RESTART:  # noqa: SIM102 -- decided when compiled
+            if (slot > first) & ((slot - first) % cut[3] == 0):
+                S = gl.full([P, N], 0.0, gl.float32, LS)
         if scale != 0.0:
             S = scaled(S, scale)
         entering = gl.convert_layout(S.to(gl.bfloat16), AY)
         y = warpgroup_mma(entering, C_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
         if slot > begin:
             store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
-            mbarrier.arrive(empty.index(used), count=1)
+            if not ALONE:
+                mbarrier.arrive(empty.index(used), count=1)
         if steep:
             # Its y from the state as it is; what the chunk adds to the state follows below, as for all.
             from_state = warpgroup_mma_wait(0, deps=[y])
@@ -99,20 +110,17 @@ def consumer(
                 D, D_ptr, y_tile, stop - token, P, Q, PACKED, LY,
             )  # fmt: skip
             S = scaled(S, opening)
-        x = x_tiles.index(mine).reshape([Q, P]).permute((1, 0)).load(AY)
-        if PACKED:  # noqa: SIM102 -- decided when compiled
-            if slot == end - 1:
-                # Tokens of the next sequence may follow here, and need not be finite.
-                offs_q = gl.arange(0, Q, layout=gl.SliceLayout(0, AY))
-                x = gl.where((token + offs_q < stop)[None, :], x, 0.0)
-        w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AY))
-        w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AY))
-        xw = times(x, w_high[None, :], w_low[None, :])
+        if not ALONE:
+            x, xw = _weighted(x_tiles.index(mine), factors, stop - token, slot == end - 1, P, Q, PACKED, AY)
         if between != 0.0:
             y, S, xw = first_half(y, S, xw, CB_tile, between, P, Q, LY)
         y = warpgroup_mma(xw, CB_tile.permute((1, 0)), y, is_async=True)
         S = warpgroup_mma(gl.convert_layout(xw, AS), B_tile, S, is_async=True)
         u = factors_fp32_tiles.index(mine).slice(Q, Q).load(gl.SliceLayout(0, LY))
+        if ALONE:  # noqa: SIM102 -- decided when compiled
+            if slot > begin:
+                # Not before: the barrier that ptxas puts in front would be waited for with no product under way.
+                mbarrier.arrive(empty.index(used), count=1)
         out = unpacked(gl.convert_layout(x, LY)) * D[:, None]
         y = warpgroup_mma_wait(1, deps=[y])
         if SPLIT > 1:
@@ -126,12 +134,15 @@ def consumer(
             tma.store_wait(0)
             y_tile.reshape([Q, P]).permute((1, 0)).store(out.to(gl.bfloat16))
             fence_async_shared()
-        S = warpgroup_mma_wait(0, deps=[S])
+        if not ALONE:
+            S = warpgroup_mma_wait(0, deps=[S])
         used = stage
         stage += 1
         if stage == STAGES:
             stage = 0
             phase ^= 1
+    if ALONE:
+        S = warpgroup_mma_wait(0, deps=[S])
     barrier()
     if begin < end:
         token = start + (end - 1 - first) * Q
@@ -139,6 +150,21 @@ def consumer(
     if (end == last) & ((begin < end) | (cut[0] == 0)):
         store_state(final_ptr, S, closing, row * nheads * PARTS + part, 0, SPLIT, P, N, LS)
     tma.store_wait(0)
+
+
+@gluon.jit
+def _weighted(
+    x_tile, factors, count, last, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, AY: gl.constexpr
+):
+    """A chunk's x (P, Q), of the last chunk its first `count` tokens, and w x."""
+    x = x_tile.reshape([Q, P]).permute((1, 0)).load(AY)
+    if PACKED:  # noqa: SIM102 -- decided when compiled
+        if last:
+            # Tokens of the next sequence may follow here, and need not be finite.
+            x = gl.where((gl.arange(0, Q, layout=gl.SliceLayout(0, AY)) < count)[None, :], x, 0.0)
+    w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AY))
+    w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AY))
+    return x, times(x, w_high[None, :], w_low[None, :])
 
 
 @gluon.jit
