@@ -17,11 +17,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_wait
 
 from ssd_kernels.hopper.configs import NEGLIGIBLE
-from ssd_kernels.hopper.decays import BETWEEN, CLOSING, OPENING, STEEP
 from ssd_kernels.hopper.halves import first_half
-from ssd_kernels.hopper.registers import scalar, scaled, times, unpacked
+from ssd_kernels.hopper.registers import scaled, times, unpacked
 from ssd_kernels.hopper.steep import steep_chunk
 from ssd_kernels.hopper.transfers import store_tile
+from ssd_kernels.hopper.turns import entry, following
 from ssd_kernels.hopper.versions import barrier
 
 
@@ -37,9 +37,9 @@ def consumer(
     Where SPLIT is 2, of the state the first D_STATE / 2 columns, and y with what the partner hands over.
     """
     N: gl.constexpr = D_STATE // SPLIT
-    # With no other warpgroup's products in the tensor core, none may wait for what needs no product: the state is
-    # waited for only in the turn that takes it, after x and w x. With another, that gains nothing, and ptxas runs out
-    # of registers and waits for each product.
+    # With no other warpgroup's products to fill the tensor core meanwhile, x, w and the exponents of a chunk are loaded
+    # while the state's product of the chunk before still runs: that is waited for in the turn that takes the state. Two
+    # have too few registers for that: ptxas would wait after each product.
     ALONE: gl.constexpr = CONSUMERS * SPLIT == 1
     LS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     LY: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, Q, 16])
@@ -78,13 +78,7 @@ def consumer(
         B_tile = B_tiles.index(stage * SPLIT).reshape([Q, N])
         C_tile = C_tiles.index(stage * SPLIT).reshape([Q, N])
         CB_tile = CB_tiles.index(stage)
-        opening = scalar(exponents, OPENING)
-        scale = closing + opening
-        steep = scalar(exponents, STEEP) != 0.0
-        if steep:
-            scale = closing
-        closing = scalar(exponents, CLOSING)
-        between = scalar(exponents, BETWEEN)
+        scale, opening, steep, closing, between = entry(exponents, closing)
         if ALONE:
             x, xw = _weighted(x_tiles.index(mine), factors, stop - token, slot == end - 1, P, Q, PACKED, AY)
             S = warpgroup_mma_wait(0, deps=[S])
@@ -119,7 +113,7 @@ def consumer(
         u = factors_fp32_tiles.index(mine).slice(Q, Q).load(gl.SliceLayout(0, LY))
         if ALONE:  # noqa: SIM102 -- decided when compiled
             if slot > begin:
-                # Not before: the barrier that ptxas puts in front would be waited for with no product under way.
+                # Not before: all warps wait for each other here, which costs nothing while a product runs.
                 mbarrier.arrive(empty.index(used), count=1)
         out = unpacked(gl.convert_layout(x, LY)) * D[:, None]
         y = warpgroup_mma_wait(1, deps=[y])
@@ -137,10 +131,7 @@ def consumer(
         if not ALONE:
             S = warpgroup_mma_wait(0, deps=[S])
         used = stage
-        stage += 1
-        if stage == STAGES:
-            stage = 0
-            phase ^= 1
+        stage, phase = following(stage, phase, STAGES)
     if ALONE:
         S = warpgroup_mma_wait(0, deps=[S])
     barrier()
@@ -153,9 +144,7 @@ def consumer(
 
 
 @gluon.jit
-def _weighted(
-    x_tile, factors, count, last, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, AY: gl.constexpr
-):
+def _weighted(x_tile, factors, count, last, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, AY: gl.constexpr):
     """A chunk's x (P, Q), of the last chunk its first `count` tokens, and w x."""
     x = x_tile.reshape([Q, P]).permute((1, 0)).load(AY)
     if PACKED:  # noqa: SIM102 -- decided when compiled

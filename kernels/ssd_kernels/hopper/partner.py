@@ -10,9 +10,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from triton.language.extra.cuda import gdc_wait
 
 from ssd_kernels.hopper.consumer import entering_state, store_state
-from ssd_kernels.hopper.decays import BETWEEN, CLOSING, OPENING, STEEP
 from ssd_kernels.hopper.halves import first_half_of_partner
-from ssd_kernels.hopper.registers import scalar, scaled, times
+from ssd_kernels.hopper.registers import scaled, times
+from ssd_kernels.hopper.turns import entry, following
 from ssd_kernels.hopper.versions import barrier
 
 
@@ -65,13 +65,7 @@ def partner(
         if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
                 S = gl.full([P, N], 0.0, gl.float32, LS)
-        opening = scalar(exponents, OPENING)
-        scale = closing + opening
-        steep = scalar(exponents, STEEP) != 0.0
-        if steep:
-            scale = closing
-        closing = scalar(exponents, CLOSING)
-        between = scalar(exponents, BETWEEN)
+        scale, opening, steep, closing, between = entry(exponents, closing)
         if scale != 0.0:
             S = scaled(S, scale)
         entering = gl.convert_layout(S.to(gl.bfloat16), AY)
@@ -98,9 +92,6 @@ def partner(
             mbarrier.arrive(empty.index(used), count=1)
         S = warpgroup_mma_wait(0, deps=[S])
         used = stage
-        stage += 1
-        if stage == STAGES:
-            stage = 0
-            phase ^= 1
+        stage, phase = following(stage, phase, STAGES)
     if (end == last) & ((begin < end) | (cut[0] == 0)):
         store_state(final_ptr, S, closing, row * nheads * PARTS + part, 1, 2, P, N, LS)

@@ -6,6 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_wait
 
 from ssd_kernels.hopper.transfers import load_tile
+from ssd_kernels.hopper.turns import following
 
 
 @gluon.jit
@@ -40,10 +41,7 @@ def producer(
             descriptors, tiles, barriers, place, bounds, slot, stage,
             CONSUMERS, SPLIT, PARTS, D_STATE, CHUNK, EXPONENTS, PACKED, RANK,
         )  # fmt: skip
-        stage += 1
-        if stage == STAGES:
-            stage = 0
-            phase ^= 1
+        stage, phase = following(stage, phase, STAGES)
 
 
 @gluon.jit
