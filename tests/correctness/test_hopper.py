@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ssd_kernels import get_ssd
-from ssd_kernels.hopper.configs import CHUNK, Cut
+from ssd_kernels.hopper.configs import CHUNK, PART, WIDTH, Cut
 from tests.correctness.hopper_model import hopper_model
-from tests.correctness.hopper_scans import both, by_hopper, check, on_cpu
+from tests.correctness.hopper_scans import both, by_hopper, by_two_warpgroups, check, on_cpu
 from tests.correctness.implementations import carries, needs_hopper
 from tests.correctness.operator_problems import poisoned_memory
 from tests.correctness.problems import DEVICE, Problem
@@ -34,6 +34,12 @@ PROBLEMS = {
     "packed, wide states, fast": PROBLEM.but(lengths=LENGTHS, d_state=256, dt_regime="fast"),
     "packed, none but one": PROBLEM.but(lengths=(0, 70, 0, 0), seqlen=70),
 }
+# Two warpgroups take two parts of heads of one group, whose states one warpgroup can carry.
+OF_TWO = {
+    name: problem
+    for name, problem in PROBLEMS.items()
+    if problem.d_state <= WIDTH and problem.nheads * problem.headdim // PART // problem.ngroups % 2 == 0
+}
 CUTS = [Cut(segments=2), Cut(segments=3, pieces_of_segment=2)]
 
 every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -44,6 +50,15 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLE
 @every_problem
 def test_equals_the_recurrence(scan, carry, problem):
     check(scan, problem.inputs(torch.bfloat16), carry)
+
+
+@needs_hopper
+@carries
+@pytest.mark.parametrize("cut", [Cut(), *CUTS], ids=["whole", "2 segments", "3 segments of 2 pieces"])
+@pytest.mark.parametrize("problem", OF_TWO.values(), ids=OF_TWO)
+def test_programs_of_two_warpgroups_equal_the_recurrence(carry, cut, problem):
+    """Their loop is in another order than that of one, which is what so few heads take by themselves."""
+    check(by_two_warpgroups, problem.inputs(torch.bfloat16), carry, cut)
 
 
 @both
