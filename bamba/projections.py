@@ -41,6 +41,11 @@ def project(
         (…, out_features).
     """
     if residual is not None and operators.ranks is not None:
+        if up is None and _is_one_token_added_directly(x, linear, operators):
+            return operators.ranks.project(
+                x, cast("nn.Linear", linear).weight, residual, gate=gate,
+                norm_weight=None if norm is None else norm.weight, eps=0.0 if norm is None else cast("float", norm.eps),
+            )  # fmt: skip
         partial = project(x, linear, operators, norm=norm, gate=gate, up=up)
         gated = None if gate is None else (x, gate)
         return operators.ranks.add(partial, residual, gated=gated, eps=0.0 if norm is None else cast("float", norm.eps))
@@ -118,6 +123,17 @@ def takes_gate(x: Tensor, linear: nn.Module, operators: Operators) -> bool:
     if operators.ranks is not None and operators.ranks.norm_span > 1:
         return operators.ranks.adds_directly(x) and getattr(linear, "bias", None) is None
     return operators.linear_step is not None and x.numel() == x.shape[-1] and _suits(x, linear, None)
+
+
+def _is_one_token_added_directly(x: Tensor, linear: nn.Module, operators: Operators) -> bool:
+    """Whether the ranks project one token and add what they get in one launch."""
+    ranks = cast("Ranks", operators.ranks)
+    return (
+        x.numel() == x.shape[-1]
+        and _suits(x, linear, None)
+        and cast("Tensor | None", cast("nn.Linear", linear).bias) is None
+        and ranks.adds_directly(x)
+    )
 
 
 def _suits(x: Tensor, linear: nn.Module, up: nn.Module | None) -> bool:

@@ -5,18 +5,17 @@
 where m_r is the mean of squares of a rank's part of the gated norm's input: each rank has normed its part by its own
 m_r before the projection, and a root is one number a token, so that what all ranks share is put right after it.
 
-A word is 8 bytes, a value in fp32 and the number of the call, and is written at once: whoever reads the number has the
-value, and no rank asks another whether it is ready. Source: NCCL's "LL" protocol, Hu et al., "Demystifying NCCL"
-(arXiv:2507.04786), section 4. Reference: :meth:`bamba.parallel.ranks.Ranks.add`.
+Words are those of :mod:`bamba.parallel.words`. Reference: :meth:`bamba.parallel.ranks.Ranks.add`.
 """
 
 import torch
 import torch.distributed as dist
-import torch.distributed._symmetric_memory as symmetric_memory  # torch documents it under this name
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from bamba.parallel.words import Words, as_words, read_values
+from ssd_kernels.library import device_of
 from ssd_kernels.portable.activations import silu
 
 BLOCK = 1024  # columns of a program
@@ -40,16 +39,7 @@ class DirectSums:
     def __init__(self, group: dist.ProcessGroup, *, rows: int, columns: int, device: torch.device) -> None:
         self.rank, self.size = group.rank(), group.size()
         self.rows, self.columns = rows, columns
-        self.channels = rows * triton.cdiv(columns, BLOCK)
-        # Two halves by turns: a rank that writes call n + 2 has read what all others wrote of call n + 1, which they
-        # began after they had read all of call n.
-        shape = (2, self.size, self.channels, HEAD + BLOCK)
-        self._words = symmetric_memory.empty(shape, dtype=torch.int64, device=device)
-        handle = symmetric_memory.rendezvous(self._words, group)
-        self._words.zero_()
-        self._addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
-        self._calls = torch.zeros(self.channels, dtype=torch.int32, device=device)
-        dist.barrier(group)  # no word may come before the zeros
+        self._words = Words(group, channels=rows * triton.cdiv(columns, BLOCK), width=HEAD + BLOCK, device=device)
 
     def add(
         self, partial: Tensor, residual: Tensor, *, gated: tuple[Tensor, Tensor] | None = None, eps: float = 0.0,
@@ -70,13 +60,13 @@ class DirectSums:
         rows, columns = partial.shape
         out = torch.empty_like(residual)
         y, z = (None, None) if gated is None else gated
-        blocks = triton.cdiv(columns, BLOCK)
-        with torch.cuda.device(partial.device):
+        blocks, words = triton.cdiv(columns, BLOCK), self._words
+        with device_of(partial):
             add_kernel[(rows * blocks,)](
-                partial, residual, out, y, z, self._addresses, self._calls,
+                partial, residual, out, y, z, words.addresses, words.addresses[self.rank], words.calls,
                 1 if y is None else y.stride(0), 1 if z is None else z.stride(0), self.rank, columns, eps,
                 WIDTH=1 if y is None else y.shape[1], SPAN=span, RANKS=self.size,
-                RANKS_2=triton.next_power_of_2(self.size), CHANNELS=self.channels, BLOCKS=blocks, BLOCK=BLOCK,
+                RANKS_2=triton.next_power_of_2(self.size), CHANNELS=words.channels, BLOCKS=blocks, BLOCK=BLOCK,
                 HEAD=HEAD, num_warps=4,
             )  # fmt: skip
         return out
@@ -84,7 +74,7 @@ class DirectSums:
 
 @triton.jit(do_not_specialize=["rank", "eps"])
 def add_kernel(
-    partial_ptr, residual_ptr, out_ptr, y_ptr, z_ptr, addresses_ptr, calls_ptr, y_stride, z_stride, rank, columns, eps,
+    partial_ptr, residual_ptr, out_ptr, y_ptr, z_ptr, everyones, own, calls_ptr, y_stride, z_stride, rank, columns, eps,
     WIDTH: tl.constexpr, SPAN: tl.constexpr, RANKS: tl.constexpr, RANKS_2: tl.constexpr, CHANNELS: tl.constexpr,
     BLOCKS: tl.constexpr, BLOCK: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
@@ -98,43 +88,32 @@ def add_kernel(
     half = (call & 1).to(tl.int64) * (RANKS * CHANNELS * (HEAD + BLOCK))
     mine = half + (rank * CHANNELS + channel).to(tl.int64) * (HEAD + BLOCK)
     partial = tl.load(partial_ptr + row * columns + offs, mask=in_row, other=0.0).to(tl.float32)
-    words = _words(partial, call)
-    for peer in tl.static_range(RANKS):
-        base = tl.load(addresses_ptr + peer).to(tl.pointer_type(tl.int64))
-        tl.store(base + mine + HEAD + tl.arange(0, BLOCK), words)
-    theirs = tl.load(addresses_ptr + rank).to(tl.pointer_type(tl.int64)) + half + channel.to(tl.int64) * (HEAD + BLOCK)
-    squares = tl.zeros((RANKS_2,), dtype=tl.float32)
+    acc = tl.load(residual_ptr + row * columns + offs, mask=in_row, other=0.0).to(tl.float32)
+    square = 0.0
     if y_ptr is not None:
         square = _mean_of_squares(y_ptr + row * y_stride, z_ptr + row * z_stride, WIDTH)
-        everyones = tl.load(addresses_ptr + offs_r, mask=offs_r < RANKS, other=0).to(tl.pointer_type(tl.int64))
-        tl.store(everyones + mine, _words(tl.full((RANKS_2,), 0.0, tl.float32) + square, call), mask=offs_r < RANKS)
-        squares = _values(theirs + offs_r.to(tl.int64) * (CHANNELS * (HEAD + BLOCK)), offs_r < RANKS, call)
-    acc = tl.load(residual_ptr + row * columns + offs, mask=in_row, other=0.0).to(tl.float32)
+    words = as_words(partial, call)
+    for peer in tl.static_range(RANKS):
+        there = everyones[peer].to(tl.pointer_type(tl.int64)) + mine
+        tl.store(there + HEAD + tl.arange(0, BLOCK), words)
+        if y_ptr is not None:
+            tl.store(there, as_words(square, call))
+    theirs = own.to(tl.pointer_type(tl.int64)) + half + channel.to(tl.int64) * (HEAD + BLOCK)
+    squares = tl.zeros((RANKS_2,), dtype=tl.float32)
+    if y_ptr is not None:
+        lanes = tl.arange(0, BLOCK)
+        ptrs = theirs + offs_r.to(tl.int64)[:, None] * (CHANNELS * (HEAD + BLOCK)) + lanes[None, :]
+        squares = tl.sum(read_values(ptrs, (offs_r < RANKS)[:, None] & (lanes == 0)[None, :], call), 1)
     for peer in tl.static_range(RANKS):
         ptrs = theirs + peer * (CHANNELS * (HEAD + BLOCK)) + HEAD + tl.arange(0, BLOCK)
-        value = _values(ptrs, tl.arange(0, BLOCK) < BLOCK, call)
+        value = read_values(ptrs, tl.arange(0, BLOCK) < BLOCK, call)
         if y_ptr is not None:
-            own = tl.sum(tl.where(offs_r == peer, squares, 0.0), 0)
+            alone = tl.sum(tl.where(offs_r == peer, squares, 0.0), 0)
             shared = tl.sum(tl.where(offs_r // SPAN == peer // SPAN, squares, 0.0), 0) / SPAN
-            value *= tl.sqrt(own + eps) * tl.rsqrt(shared + eps)
+            value *= tl.sqrt(alone + eps) * tl.rsqrt(shared + eps)
         acc += value
     tl.store(out_ptr + row * columns + offs, acc.to(out_ptr.dtype.element_ty), mask=in_row)
     tl.store(calls_ptr + channel, call)  # all of the program's threads have read it: they have met in a sum since
-
-
-@triton.jit
-def _words(values, call):
-    """Values in fp32 with the number of the call above them."""
-    return values.to(tl.uint32, bitcast=True).to(tl.int64) | (call.to(tl.int64) << 32)
-
-
-@triton.jit
-def _values(ptrs, mask, call):
-    """Waits until all words are of this call."""
-    words = tl.load(ptrs, mask=mask, other=0, volatile=True)
-    while tl.sum((mask & ((words >> 32) != call)).to(tl.int32), 0) > 0:
-        words = tl.load(ptrs, mask=mask, other=0, volatile=True)
-    return tl.where(mask, (words & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True), 0.0)
 
 
 @triton.jit

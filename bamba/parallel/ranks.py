@@ -12,6 +12,7 @@ from bamba.operators import Operators
 
 if TYPE_CHECKING:
     from bamba.parallel.direct import DirectSums
+    from bamba.parallel.direct_step import DirectStep
 
 FEW = 64  # tokens, times the other ranks: beyond, what is written word by word takes longer than NCCL's sum
 
@@ -38,7 +39,7 @@ class Ranks:
         self.vocab_size = vocab_size
         self.norm_span = max(1, self.size // norm_groups)  # ranks that one group of the norm is spread over
         self.d_model = d_model
-        self._direct: DirectSums | None = None
+        self._direct: tuple[DirectSums, DirectStep] | None = None
         self._has_tried = False
 
     def among(self, operators: Operators) -> Operators:
@@ -74,8 +75,32 @@ class Ranks:
             return residual + self._sum(partial)
         rows = partial.flatten(0, -2)
         spans = None if gated is None or self.norm_span == 1 else (gated[0].flatten(0, -2), gated[1].flatten(0, -2))
-        direct = cast("DirectSums", self._direct)
-        out = direct.add(rows, residual.flatten(0, -2), gated=spans, eps=eps, span=self.norm_span)
+        sums, _ = cast("tuple[DirectSums, DirectStep]", self._direct)
+        out = sums.add(rows, residual.flatten(0, -2), gated=spans, eps=eps, span=self.norm_span)
+        return out.view(residual.shape)
+
+    def project(
+        self, x: Tensor, weight: Tensor, residual: Tensor, *, gate: Tensor | None = None,
+        norm_weight: Tensor | None = None, eps: float = 0.0,
+    ) -> Tensor:  # fmt: skip
+        """The residual, and what all ranks' products of one token add up to; only where :meth:`adds_directly`.
+
+        Args:
+            x: (…, features), of one token, this rank's; elements adjacent.
+            weight: (d_model, features).
+            residual: (…, d_model), the same on all ranks.
+            gate: as x; none by default.
+            norm_weight: (features,), of a norm of x, or of the gated x, that spans ranks; none by default.
+            eps: of that norm.
+
+        Returns:
+            As residual; the same bits on every rank.
+        """
+        _, step = cast("tuple[DirectSums, DirectStep]", self._direct)
+        out = step.project(
+            x.flatten(0, -2), weight, residual.flatten(0, -2), gate=None if gate is None else gate.flatten(0, -2),
+            norm_weight=norm_weight, eps=eps, span=self.norm_span,
+        )  # fmt: skip
         return out.view(residual.shape)
 
     def adds_directly(self, x: Tensor) -> bool:
@@ -83,17 +108,18 @@ class Ranks:
         is_few = x.numel() // x.shape[-1] * max(1, self.size - 1) <= FEW
         return is_few and x.is_cuda and x.dtype != torch.float64 and self.connect(x.device) is not None
 
-    def connect(self, device: torch.device) -> "DirectSums | None":
+    def connect(self, device: torch.device) -> "tuple[DirectSums, DirectStep] | None":
         """The direct sums, which all ranks have or none; tried once."""
         if self._has_tried:
             return self._direct
-        from bamba.parallel import direct  # Triton, which a CPU does without
+        from bamba.parallel import direct, direct_step  # Triton, which a CPU does without
 
         self._has_tried = True
         reason = "another rank's do not"
         try:
-            self._direct = direct.DirectSums(
-                self.group, rows=FEW // max(1, self.size - 1), columns=self.d_model, device=device
+            self._direct = (
+                direct.DirectSums(self.group, rows=FEW // max(1, self.size - 1), columns=self.d_model, device=device),
+                direct_step.DirectStep(self.group, columns=self.d_model, device=device),
             )
         except RuntimeError as error:
             reason = str(error)

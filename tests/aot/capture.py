@@ -27,7 +27,7 @@ from tests.aot.targets import SHARED_MEMORY, TARGETS, Driver
 
 PACKAGES = ("ssd_kernels.portable", "ssd_kernels.hopper")
 BY_RULE = "ssd_kernels.by_rule"
-OF_THE_MODEL = "bamba.parallel.direct"  # the model's only kernel
+OF_THE_MODEL = ("bamba.parallel.direct", "bamba.parallel.direct_step", "bamba.parallel.words")  # its only kernels
 
 
 def launches(call: Callable[[], Any], target: str) -> list[Launch]:
@@ -116,7 +116,7 @@ def _load_package() -> None:
             for package in packages
             for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         ]
-        modules.append(importlib.import_module(OF_THE_MODEL))
+        modules.extend(importlib.import_module(module) for module in OF_THE_MODEL)
     for value in itertools.chain.from_iterable(vars(module).values() for module in modules):
         if isinstance(value, JITFunction):
             _jitted[f"{value.module}:{value.fn.__qualname__}"] = value

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from bamba.parallel.direct import DirectSums
+from bamba.parallel.direct_step import DirectStep
+from bamba.parallel.words import Words
 from ssd_kernels import get_op
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -92,6 +94,9 @@ def cases() -> Iterator[Case]:
     yield from _table("rms_norm", _rms_norm, [(4096,), (5000,)], {"model": {}}, "{}")
     yield from _table("swiglu", _swiglu, [(14336,)], {"model": {}}, "{}")
     yield from _table("direct_sums", _direct_sums, [(2, 1), (4, 16)], {"model": {"gated": True}, "bare": {}}, "r{} b{}")
+    yield from _table(
+        "direct_step", _direct_step, [(2, 4096), (4, 3584)], {"model": {"gated": True}, "bare": {}}, "r{} {}"
+    )
     for dtype in ("bf16", "fp16"):
         call = partial(_step, DTYPES[dtype], *STEP_SIZES[0], state_dtype=DTYPES[dtype], **STEP_FEATURES["model"])
         yield Case(name=f"ssd_step {dtype} p64 n128 state {dtype}", call=call)
@@ -221,12 +226,26 @@ def _direct_sums(dtype: torch.dtype, ranks: int, rows: int, gated: bool = False)
     """Of the first of several ranks, whose memory nobody has to see."""
     sums = object.__new__(DirectSums)
     sums.rank, sums.size, sums.rows, sums.columns = 0, ranks, rows, 4096
-    sums.channels = rows * 4
-    sums._addresses = _new(ranks, dtype=torch.int64)
-    sums._calls = _new(sums.channels, dtype=torch.int32)
+    sums._words = _words(ranks, rows * 4)
     partial, residual = (_new(rows, 4096, dtype=dtype) for _ in range(2))
     y, z = (_new(rows, 8192 // ranks, dtype=dtype) for _ in range(2))
     sums.add(partial, residual, gated=(y, z) if gated else None, eps=1e-5, span=ranks if gated else 1)
+
+
+def _direct_step(dtype: torch.dtype, ranks: int, features: int, gated: bool = False) -> None:
+    """As :func:`_direct_sums`."""
+    step = object.__new__(DirectStep)
+    step.rank, step.size, step._words = 0, ranks, _words(ranks, 1024)
+    x, gate = (_new(1, features, dtype=dtype) for _ in range(2))
+    norm = {"gate": gate, "norm_weight": _new(features, dtype=dtype), "eps": 1e-5, "span": ranks} if gated else {}
+    step.project(x, _new(4096, features, dtype=dtype), _new(1, 4096, dtype=dtype), **norm)
+
+
+def _words(ranks: int, channels: int) -> Words:
+    words = object.__new__(Words)
+    words.channels, words.addresses = channels, tuple(1 << 40 + rank for rank in range(ranks))
+    words.calls = _new(channels, dtype=torch.int32)
+    return words
 
 
 def _attention_step(dtype: torch.dtype, batch: int, max_len: int) -> None:

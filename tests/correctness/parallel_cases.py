@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.functional import linear, silu
 
 from bamba import Bamba, BambaConfig, load_checkpoint, save_checkpoint, slices
 from bamba.parallel.ranks import Ranks, gather
@@ -178,10 +179,20 @@ def adding_directly() -> Iterator[None]:
         total = gather(partial, self.group)
         if gated is not None and self.norm_span > 1:
             y, z = gated
-            squares = gather((y * torch.nn.functional.silu(z)).square().mean(-1, keepdim=True), self.group)
-            shared = squares.unflatten(0, (-1, self.norm_span)).mean(1).repeat_interleave(self.norm_span, 0)
+            squares, shared = means(self, y * silu(z))
             total = total * (squares + eps).sqrt() / (shared + eps).sqrt()
         return residual + total.sum(0)
 
-    with patch.object(Ranks, "add", add), patch.object(Ranks, "adds_directly", lambda *_: True):
+    def project(self, x, weight, residual, *, gate=None, norm_weight=None, eps=0.0):
+        u = x if gate is None else x * silu(gate)
+        if norm_weight is None:
+            return residual + gather(linear(u, weight), self.group).sum(0)
+        _, shared = means(self, u)
+        return residual + (gather(linear(u * norm_weight, weight), self.group) / (shared + eps).sqrt()).sum(0)
+
+    def means(ranks, u):
+        squares = gather(u.square().mean(-1, keepdim=True), ranks.group)
+        return squares, squares.unflatten(0, (-1, ranks.norm_span)).mean(1).repeat_interleave(ranks.norm_span, 0)
+
+    with patch.multiple(Ranks, add=add, project=project, adds_directly=lambda *_: True):
         yield

@@ -5,10 +5,11 @@ import torch
 import torch.distributed as dist
 import triton
 
-from bamba.parallel import direct
+from bamba.parallel import direct, direct_step
 from bamba.parallel.direct import BLOCK, HEAD, add_kernel
 from bamba.parallel.ranks import Ranks
 from tests.correctness.budget import assert_within_budget
+from tests.correctness.words import as_words
 
 pytestmark = pytest.mark.correctness
 
@@ -26,7 +27,7 @@ class Rank:
         self.channels = rows * self.blocks + 3  # more than a call needs
         shape = (2, size, self.channels, HEAD + BLOCK)
         self.words = [torch.zeros(shape, dtype=torch.int64, device=DEVICE) for _ in range(size)]
-        self.addresses = torch.tensor([words.data_ptr() for words in self.words], device=DEVICE)
+        self.addresses = tuple(words.data_ptr() for words in self.words)
         self.calls = torch.zeros(self.channels, dtype=torch.int32, device=DEVICE)
 
     def others_write(self, call, partials, squares):
@@ -45,16 +46,12 @@ class Rank:
         out = torch.full_like(residual, torch.nan)
         y, z = (None, None) if gated is None else gated
         add_kernel[(self.rows * self.blocks,)](
-            partial, residual, out, y, z, self.addresses, self.calls,
+            partial, residual, out, y, z, self.addresses, self.addresses[self.rank], self.calls,
             1 if y is None else y.stride(0), 1 if z is None else z.stride(0), self.rank, self.columns, EPS,
             WIDTH=1 if y is None else WIDTH, SPAN=span, RANKS=self.size, RANKS_2=triton.next_power_of_2(self.size),
             CHANNELS=self.channels, BLOCKS=self.blocks, BLOCK=BLOCK, HEAD=HEAD,
         )  # fmt: skip
         return out
-
-
-def as_words(values, call):
-    return (values.float().view(torch.int32).long() & 0xFFFFFFFF) | (call << 32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,6 +133,8 @@ def test_ranks_connect_once(alone, monkeypatch):
         return object()
 
     monkeypatch.setattr(direct, "DirectSums", make)
+    monkeypatch.setattr(direct_step, "DirectStep", make)
     ranks = Ranks(alone, vocab_size=8, norm_groups=1, d_model=96)
     assert ranks.connect(torch.device("cpu")) is ranks.connect(torch.device("cpu")) is not None
-    assert made == [{"rows": 64, "columns": 96, "device": torch.device("cpu")}]
+    device = torch.device("cpu")
+    assert made == [{"rows": 64, "columns": 96, "device": device}, {"columns": 96, "device": device}]

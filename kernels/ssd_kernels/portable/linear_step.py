@@ -103,28 +103,16 @@ def _linear_step_kernel(
     """
     offs_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_b = tl.arange(0, BLOCK_B)
-    offs_i = tl.arange(0, BLOCK_I)
     in_o = offs_o < outputs
     in_b = offs_b < batch
     weight_rows = weight_ptr + offs_o.to(tl.int64)[:, None] * out_strides[0][0]
-    up_rows = up_ptr
+    up_rows = None
     if up_ptr is not None:
         up_rows = up_ptr + offs_o.to(tl.int64)[:, None] * out_strides[1][0]
-    WIDE: tl.constexpr = BLOCK_I if BLOCK_B == 1 else BLOCK_B
-    acc = tl.zeros((BLOCK_O, WIDE), dtype=tl.float32)
-    up = tl.zeros((BLOCK_O, WIDE), dtype=tl.float32)
-    squares = tl.zeros((BLOCK_B, BLOCK_I), dtype=tl.float32)
-    for start in tl.range(0, FEATURES, BLOCK_I, num_stages=STAGES):
-        i = start + offs_i
-        in_i = i < FEATURES
-        in_weight = in_o[:, None] & in_i[None, :]
-        weight = tl.load(weight_rows + i[None, :], mask=in_weight, other=0.0)  # (O, I)
-        v, squares = _weighed(
-            x_ptr, in_strides[0], gate_ptr, in_strides[1], norm_ptr, in_strides[2], i, offs_b, in_i, in_b, squares
-        )
-        acc = _add(acc, weight, v, BLOCK_B)
-        if up_ptr is not None:
-            up = _add(up, tl.load(up_rows + i[None, :], mask=in_weight, other=0.0), v, BLOCK_B)
+    acc, up, squares = products(
+        x_ptr, gate_ptr, norm_ptr, in_strides, weight_rows, up_rows, in_o, offs_b, in_b,
+        FEATURES, BLOCK_B, BLOCK_O, BLOCK_I, STAGES,
+    )  # fmt: skip
     if BLOCK_B == 1:
         acc, up = tl.sum(acc, 1)[:, None], tl.sum(up, 1)[:, None]
     if norm_ptr is not None:
@@ -140,6 +128,34 @@ def _linear_step_kernel(
         offs = rows * out_strides[3][0] + offs_o.to(tl.int64)[:, None] * out_strides[3][1]
         acc += tl.load(residual_ptr + offs, mask=in_out, other=0.0).to(tl.float32)
     tl.store(out_ptr + rows * outputs + offs_o[:, None], acc.to(out_ptr.dtype.element_ty), mask=in_out)
+
+
+@triton.jit
+def products(
+    x_ptr, gate_ptr, norm_ptr, in_strides, weight_rows, up_rows, in_o, offs_b, in_b,
+    FEATURES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """V weightᵀ and v up_weightᵀ, (O, B) in fp32, and the squares of u, (B, I), to be added up.
+
+    Of one token the products are (O, I), to be added up too.
+    """
+    offs_i = tl.arange(0, BLOCK_I)
+    WIDE: tl.constexpr = BLOCK_I if BLOCK_B == 1 else BLOCK_B
+    acc = tl.zeros((BLOCK_O, WIDE), dtype=tl.float32)
+    up = tl.zeros((BLOCK_O, WIDE), dtype=tl.float32)
+    squares = tl.zeros((BLOCK_B, BLOCK_I), dtype=tl.float32)
+    for start in tl.range(0, FEATURES, BLOCK_I, num_stages=STAGES):
+        i = start + offs_i
+        in_i = i < FEATURES
+        in_weight = in_o[:, None] & in_i[None, :]
+        weight = tl.load(weight_rows + i[None, :], mask=in_weight, other=0.0)  # (O, I)
+        v, squares = _weighed(
+            x_ptr, in_strides[0], gate_ptr, in_strides[1], norm_ptr, in_strides[2], i, offs_b, in_i, in_b, squares
+        )
+        acc = _add(acc, weight, v, BLOCK_B)
+        if up_rows is not None:
+            up = _add(up, tl.load(up_rows + i[None, :], mask=in_weight, other=0.0), v, BLOCK_B)
+    return acc, up, squares
 
 
 @triton.jit

@@ -1,0 +1,8 @@
+"""Words as :mod:`bamba.parallel.words` has them, made by torch."""
+
+import torch
+
+
+def as_words(values, call):
+    """fp32 values, each below the number of its call."""
+    return (values.float().view(torch.int32).long() & 0xFFFFFFFF) | (call << 32)
