@@ -5,11 +5,11 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 
 from bamba.cache import AttentionCache
 from bamba.config import BambaConfig
 from bamba.operators import Operators
+from bamba.parallel.attention import attend_causally, keys_and_values
 from bamba.positions import Positions, rotate
 from bamba.projections import project, project_each
 
@@ -44,7 +44,7 @@ class Attention(nn.Module):
         q, k = rotate(q, positions), rotate(k, positions)
         shard, t = positions.shard, positions.t
         if shard is not None:
-            k, v = shard.keys_and_values(k, v)
+            k, v = keys_and_values(k, v, shard)
             t = torch.arange(k.shape[1], device=k.device)
         if cache is not None:
             cache.keys[positions.rows, :, t] = k
@@ -53,12 +53,10 @@ class Attention(nn.Module):
         if packed is not None:
             q, k, v = packed.spread(q), packed.spread(k), packed.spread(v)
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))  # (b, heads, t, headdim)
-        if cache is not None and positions.held is not None:
+        if shard is not None:
+            out = attend_causally(q, k, v)
+        elif cache is not None and positions.held is not None:
             out = attend_to_cache(q, cache, positions.held, positions.reach)
-        elif shard is not None:
-            seen = causal_lower_right(q.shape[2], shard.stop)
-            k, v = k[:, :, : shard.stop], v[:, :, : shard.stop]
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=cast("Tensor", seen), enable_gqa=True)
         else:
             # Packed sequences begin their rows, so that causality alone keeps what follows them out of sight.
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -70,7 +68,7 @@ class Attention(nn.Module):
 
 def _is_step(q: Tensor, positions: Positions) -> bool:
     """Whether these are one token of each sequence of a rectangle."""
-    return q.shape[1] == 1 and positions.packed is None
+    return q.shape[1] == 1 and positions.packed is None and positions.shard is None
 
 
 def attend_to_cache(q: Tensor, cache: AttentionCache, held: Tensor, reach: int) -> Tensor:

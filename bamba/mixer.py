@@ -16,7 +16,6 @@ from bamba.operators import Operators
 from bamba.positions import Positions
 from bamba.projections import project, takes_gate
 from bamba.slices import by_slices, takes_slices
-from ssd_kernels.interface import discretise
 
 
 class Mamba2(nn.Module):
@@ -45,10 +44,13 @@ class Mamba2(nn.Module):
 
     def forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
         """(batch, seqlen, d_model) to the same; more tokens than a slice are overwritten, where nothing is recorded."""
-        if positions.packed is not None or positions.shard is not None or not takes_slices(hidden):
+        is_part = positions.shard is not None
+        in_slices = positions.packed is None and not is_part and takes_slices(hidden)
+        if cache is None and (in_slices or is_part):
+            cache = SSMCache.empty(self.config, hidden.shape[0], hidden.device, hidden.dtype)
+        if not in_slices:
             return self._forward(hidden, norm, positions, cache)
-        memory = SSMCache.empty(self.config, hidden.shape[0], hidden.device, hidden.dtype) if cache is None else cache
-        return by_slices(hidden, lambda part, start: self._forward(part, norm, positions.part(part, start), memory))
+        return by_slices(hidden, lambda part, start: self._forward(part, norm, positions.part(part, start), cache))
 
     def _forward(self, hidden: Tensor, norm: nn.RMSNorm, positions: Positions, cache: SSMCache | None) -> Tensor:
         c, operators = self.config, self.operators
@@ -74,25 +76,25 @@ class Mamba2(nn.Module):
 
     def _convolve(self, xBC: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
         """The causal convolution and activation of (b, t, conv_dim), in that layout."""
-        before, after = None if cache is None or positions.held is None else cache.conv_window, None
-        if positions.shard is not None:
-            before, after = positions.shard.windows(xBC, self.config.ssm_d_conv - 1)
+        shard = positions.shard
+        if shard is not None and cache is not None:
+            shard.receive(cache.conv_window)
         result = self.operators.causal_conv1d(
             xBC,
             self.conv1d.weight[:, 0],
             self.conv1d.bias,
             activation="silu",
-            initial_window=before,
+            initial_window=None if cache is None or positions.held is None else cache.conv_window,
             cu_seqlens=positions.cu_seqlens,
-            return_final_window=cache is not None and after is None,
+            return_final_window=cache is not None,
         )
-        if cache is not None and after is not None:
-            cache.conv_window.copy_(after)
-        if cache is None or after is not None:
+        if cache is None:
             return cast("Tensor", result)
         convolved, window = result
         cache.conv_window.copy_(window)
-        return convolved
+        if shard is not None:
+            shard.send(cache.conv_window)
+        return cast("Tensor", convolved)
 
     def _scan(self, xBC: Tensor, dt: Tensor, positions: Positions, cache: SSMCache | None) -> Tensor:
         """The SSD of x, B and C in xBC (b, t, conv_dim), with dt (b, t, h), to y (b, t, h, p)."""
@@ -105,15 +107,13 @@ class Mamba2(nn.Module):
         ssd = cast("Callable[..., Any]", self.operators.ssd)
         scan = partial(ssd, chunk_size=c.ssm_chunk_size, carry=self.carry, **self._heads())
         inputs, cu_seqlens = (x, dt, self._A(), B, C), positions.cu_seqlens
-        if positions.shard is not None:
-            steps = discretise(dt, self.dt_bias, True, c.ssm_dt_limit, self.dt_bias.dtype)
-            y, state = positions.shard.scan(scan, steps, inputs, return_final_state=cache is not None)
-            if cache is not None and state is not None:
-                cache.state.copy_(state)
-            return y
         if cache is None:
             return cast("Tensor", scan(*inputs, cu_seqlens=cu_seqlens))
-        if positions.held is None:
+        # A rank's part of independent chunks begins with one, and so asks nobody for a state.
+        shard = positions.shard if self.carry == "all" else None
+        if shard is not None:
+            shard.receive(cache.state)
+        if positions.held is None or (positions.shard is not None and self.carry == "none"):
             y, state = scan(*inputs, cu_seqlens=cu_seqlens, return_final_state=True)
         elif self.carry == "all":
             y, state = scan(*inputs, cu_seqlens=cu_seqlens, initial_state=cache.state, return_final_state=True)
@@ -123,7 +123,9 @@ class Mamba2(nn.Module):
                 chunk_size=c.ssm_chunk_size,
             )  # fmt: skip
         cache.state.copy_(state)
-        return y
+        if shard is not None:
+            shard.send(cache.state)
+        return cast("Tensor", y)
 
     def _A(self) -> Tensor:  # noqa: N802  # the paper's name
         """-e^A_log; kept from call to call, where nobody asks for a gradient, until A_log changes."""

@@ -19,7 +19,7 @@ from bamba.config import BambaConfig
 from bamba.initialise import init_weights
 from bamba.mixer import Mamba2
 from bamba.operators import Operators, choose_operators
-from bamba.packing import read_packing
+from bamba.packing import read_packing, shape_of
 from bamba.positions import Positions, place_packed, place_rectangle
 from bamba.projections import embed, project
 from bamba.slices import by_slices, takes_slices
@@ -152,11 +152,7 @@ class Bamba(nn.Module):
             TypeError: token ids, a mask or bounds that are not integers.
         """
         # Everything about the host is settled here; what it calls is for torch.compile.
-        if token_ids.ndim != 2 or token_ids.shape[1] == 0:
-            raise ValueError(f"token_ids must have shape (batch, seqlen), seqlen >= 1, got {tuple(token_ids.shape)}")
-        if token_ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"token_ids: dtype must be int64 or int32, got {token_ids.dtype}")
-        batch, seqlen = token_ids.shape
+        batch, seqlen = shape_of(token_ids)
         if logits_to_keep is not None and not 1 <= logits_to_keep <= seqlen:
             raise ValueError(f"logits_to_keep must be in [1, seqlen {seqlen}], got {logits_to_keep}")
         packing = read_packing(token_ids, attention_mask, cu_seqlens)

@@ -48,6 +48,20 @@ class Packing:
         return sources[exist], exist.flatten().nonzero().flatten(), (len(self.lengths), count)
 
 
+def shape_of(token_ids: Tensor) -> tuple[int, int]:
+    """The batch and the seqlen of token ids that a model takes.
+
+    Raises:
+        ValueError: not two dimensions, or no tokens.
+        TypeError: another dtype than int64 and int32.
+    """
+    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
+        raise ValueError(f"token_ids must have shape (batch, seqlen), seqlen >= 1, got {tuple(token_ids.shape)}")
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"token_ids: dtype must be int64 or int32, got {token_ids.dtype}")
+    return token_ids.shape[0], token_ids.shape[1]
+
+
 def read_packing(token_ids: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Packing | None:
     """The packing that a mask of padding or the bounds of packed sequences say; none where every place is a token.
 

@@ -1,28 +1,31 @@
-"""A rank's part of a sequence: what its layers need of the tokens on other ranks."""
+"""A rank's part of a sequence: what its layers are told of the tokens before it, and tell the rank after it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bamba.parallel.ranks import gather
+from bamba.cache import AttentionCache, LayerCache
+
+AHEAD = 16  # messages that the next rank has not taken yet, of some eight layers: more would only hold memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """The tokens `bounds[rank]` to `bounds[rank + 1]` of a sequence; every rank has some.
 
-    Every rank makes the same calls in the same order. A rank's final windows, states, keys and values are those of the
-    whole sequence, so that any of them can go on with it.
+    What a layer needs of earlier tokens comes from the rank before, and goes on to the rank after: nobody waits for a
+    later rank, and a later rank is behind by what one layer does before it sends. Of three ranks or more, NCCL may have
+    those between wait, as it takes a message only when the last one is gone. Every rank makes the same calls in the
+    same order.
     """
 
     group: dist.ProcessGroup
     bounds: tuple[int, ...]  # (ranks + 1,), rising from 0 to the length of the sequence
-    carry: str
+    sent: deque[tuple[dist.Work, Tensor]] = field(default_factory=deque)
 
     @property
     def rank(self) -> int:
@@ -39,71 +42,40 @@ class Part:
         """The token after this rank's last."""
         return self.bounds[self.rank + 1]
 
-    def windows(self, x: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        """The last `width` inputs before this rank's tokens, and those of the whole sequence.
-
-        Args:
-            x: (batch, seqlen, channels), this rank's.
-            width: inputs that a convolution looks back.
-
-        Returns:
-            Twice (batch, channels, width), zeros where the sequence has not begun.
-        """
-        tail = x.new_zeros(x.shape[0], width, x.shape[2])
-        kept = min(width, x.shape[1])
-        tail[:, width - kept :] = x[:, x.shape[1] - kept :]
-        windows = [torch.zeros_like(tail)]
-        for rank, theirs in enumerate(gather(tail, self.group)):
-            kept = min(width, self.bounds[rank + 1] - self.bounds[rank])
-            windows.append(torch.cat([windows[-1], theirs[:, width - kept :]], dim=1)[:, kept:])
-        return windows[self.rank].mT.contiguous(), windows[-1].mT.contiguous()
-
-    def scan(
-        self, scan: Callable[..., Any], steps: Tensor, inputs: tuple[Tensor, ...], *, return_final_state: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The scan of this rank's tokens, from the state that those before it leave.
-
-        Every rank but the first scans twice: from zero, for what its part adds to the state, and from the true state.
-        The other exact form, adding C_i e^{a_i} h to y, reads and writes y and reads C and dt: as many bytes as a scan
-        moves, and a kernel more to keep. Independent chunks scan once and ask nobody.
-
-        Args:
-            scan: an SSD with all options but `initial_state` and `return_final_state`.
-            steps: (batch, seqlen, nheads), the steps of the scan, discretised.
-            inputs: x, dt, A, B, C, of this rank's tokens.
-            return_final_state: return the state after the last token of the whole sequence.
-
-        Returns:
-            y, as x, and the state (batch, nheads, headdim, d_state), or None.
-        """
-        last = len(self.bounds) - 2
-        if self.carry == "none":
-            if not return_final_state:
-                return scan(*inputs), None
-            y, state = scan(*inputs, return_final_state=True)
-            dist.broadcast(state, group_src=last, group=self.group)
-            return y, state
-        y, added = scan(*inputs, return_final_state=True)
-        nats = (steps.sum(1, dtype=torch.float64) * inputs[2].double()).to(added.dtype)  # (b, h)
-        # One message: the states and, in one element more of each head, how much the part lets through.
-        told = gather(torch.cat([added.flatten(2), nats.exp()[..., None]], dim=-1), self.group)
-        entering = [torch.zeros_like(added)]
-        for theirs in told:
-            kept = entering[-1] * theirs[..., -1, None, None]
-            entering.append(kept + theirs[..., :-1].view(added.shape))
+    def receive(self, message: Tensor) -> None:
+        """Fill a contiguous tensor by what the rank before has sent next; the first rank leaves it as it is."""
         if self.rank > 0:
-            y = scan(*inputs, initial_state=entering[self.rank])
-        return y, entering[-1]
+            dist.recv(message, group_src=self.rank - 1, group=self.group)
 
-    def keys_and_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (batch, total, nheads_kv, headdim) of the whole sequence, from this rank's."""
-        lengths = [stop - start for start, stop in pairwise(self.bounds)]
-        own = k.new_zeros(2, k.shape[0], max(lengths), *k.shape[2:])
-        own[:, :, : k.shape[1]] = torch.stack([k, v])
-        everyones = torch.cat(
-            [theirs[:, :, :length] for theirs, length in zip(gather(own, self.group), lengths, strict=True)], dim=2
-        )
-        return everyones[0], everyones[1]
+    def send(self, message: Tensor) -> None:
+        """Tell the rank after this one, if there is one, without waiting for it: the message must stay as it is."""
+        if self.rank == self.group.size() - 1:
+            return
+        if len(self.sent) == AHEAD:
+            self.sent.popleft()[0].wait()
+        message = message.contiguous()
+        work = dist.isend(message, group_dst=self.rank + 1, group=self.group)
+        self.sent.append((cast("dist.Work", work), message))
+
+    def share(self, layers: Sequence[LayerCache]) -> None:
+        """Give every rank the memory of the whole sequence, once each has that of the tokens up to its last.
+
+        What was sent may be freed afterwards, also where there are no layers to share.
+        """
+        while self.sent:
+            self.sent.popleft()[0].wait()
+        last = self.group.size() - 1
+        for layer in layers:
+            if not isinstance(layer, AttentionCache):
+                for tensor in layer:
+                    dist.broadcast(tensor, group_src=last, group=self.group)
+                continue
+            for rank in range(1, last + 1):
+                for tensor in layer:
+                    theirs = tensor[:, :, self.bounds[rank] : self.bounds[rank + 1]]
+                    message = theirs.contiguous()
+                    dist.broadcast(message, group_src=rank, group=self.group)
+                    theirs.copy_(message)
 
 
 def cut_sequence(length: int, ranks: int, *, unit: int, ratio: float) -> tuple[int, ...]:

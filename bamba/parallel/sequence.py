@@ -1,8 +1,9 @@
 """Sequence parallel: a long prompt among several devices, each with the whole model and its part of the tokens.
 
 What a token costs in projections and scan is paid by its rank alone. Of the others it needs the last inputs of the
-convolution, the state that enters its part, and in attention all earlier keys and values. Sources: Dao and Gu,
-"Transformers are SSMs" (arXiv:2405.21060), section 8.2; Korthikanti et al. (arXiv:2205.05198).
+convolution, the state that enters its part, and in attention all earlier keys and values. All of it comes from the rank
+before, and no rank waits for a later one: a later rank is behind by a part of a layer, and all work at once. Sources:
+Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 8.2; Korthikanti et al. (arXiv:2205.05198).
 """
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from bamba.cache import Cache
 from bamba.model import Bamba
+from bamba.packing import shape_of
 from bamba.parallel.part import Part, cut_sequence
 from bamba.positions import locate
 
@@ -42,11 +44,7 @@ def prefill(
     if mesh.ndim != 1:
         raise ValueError(f"mesh must have one dimension, got {mesh.ndim}")
     model.expect_whole()
-    if token_ids.ndim != 2:
-        raise ValueError(f"token_ids must have shape (batch, seqlen), got {tuple(token_ids.shape)}")
-    if token_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"token_ids: dtype must be int64 or int32, got {token_ids.dtype}")
-    batch, seqlen = token_ids.shape
+    batch, seqlen = shape_of(token_ids)
     part = part_of(model, seqlen, mesh)
     if cache is not None:
         if cache.length > 0:
@@ -54,8 +52,10 @@ def prefill(
         cache.expect_room((seqlen,) * batch)
     t = torch.arange(part.start, part.stop, device=token_ids.device)
     rows = torch.arange(batch, device=token_ids.device)[:, None]
-    positions = locate(t, model.config, model.dtype)._replace(rows=rows, shard=part)
+    held = None if part.start == 0 else t[:1].expand(batch)
+    positions = locate(t, model.config, model.dtype)._replace(rows=rows, held=held, shard=part)
     hidden = model.model(token_ids[:, part.start : part.stop], positions, None if cache is None else cache.layers)
+    part.share(() if cache is None else cache.layers)
     if cache is not None:
         cache.advance((seqlen,) * batch)
     if own_logits:
@@ -80,4 +80,4 @@ def part_of(model: Bamba, seqlen: int, mesh: DeviceMesh) -> Part:
     attended = 2 * len(config.attn_layers) * config.attn_nheads * config.attn_headdim
     unit = config.ssm_chunk_size if model.carry == "none" else 1
     bounds = cut_sequence(seqlen, mesh.size(), unit=unit, ratio=attended / weights)
-    return Part(group=mesh.get_group(), bounds=bounds, carry=model.carry)
+    return Part(group=mesh.get_group(), bounds=bounds)
