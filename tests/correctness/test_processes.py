@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bamba.__main__ import main
-from bamba.parallel.processes import ranks
+from bamba.parallel.processes import NCCL, ranks
 
 pytestmark = pytest.mark.correctness
 
@@ -20,18 +21,21 @@ A_MINUTE = 60
 FAILING = """
 import os, sys, time
 from datetime import timedelta
+import torch
 import torch.distributed as dist
 from bamba.parallel.processes import ranks
 
-with ranks("cpu", patience=timedelta(seconds=5)) as mesh:
-    dist.barrier()
+with ranks(sys.argv[2], patience=timedelta(seconds=5)) as mesh:
+    told = torch.ones(4, device=sys.argv[2])
+    dist.all_reduce(told)
     if mesh.get_rank() == 1:
         if sys.argv[1] == "raises":
             raise ValueError("the second rank has had enough")
         if sys.argv[1] == "is killed":
             os.kill(os.getpid(), 9)
         time.sleep(600)
-    dist.barrier()
+    dist.all_reduce(told)
+    told.tolist()
 """
 
 
@@ -51,20 +55,23 @@ def torchrun(*arguments):
     [
         ("raises", "the second rank has had enough"),
         ("is killed", "Signal 9 (SIGKILL)"),
-        ("hangs", "Timed out"),
+        ("hangs", {"cpu": "Timed out", "cuda": "Watchdog caught collective operation timeout"}),
     ],
 )
-def test_a_job_ends_with_its_reason_when_a_rank(tmp_path, how, reason):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_job_ends_with_its_reason_when_a_rank(tmp_path, how, reason, device):
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
     start = time.monotonic()
-    done = torchrun(str(script), how)
+    done = torchrun(str(script), how, device)
     took = time.monotonic() - start
     assert done.returncode != 0
     summary = done.stderr[done.stderr.index("Root Cause (first observed failure)") :]
     if how == "hangs":  # it is the other that gives up, and says so
         assert "rank      : 0" in summary
-        assert reason in done.stderr
+        assert reason[device] in done.stderr
     else:
         assert "rank      : 1" in summary
         assert reason in summary
@@ -95,3 +102,17 @@ def test_one_process_alone_is_told_to_start_by_torchrun(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["bench", "--tensor-parallel", "--sequence-parallel"])
     assert "expected at most one of them, got both" in capsys.readouterr().err
+
+
+def test_what_a_hanging_rank_costs_beyond_the_patience_is_set_unless_somebody_has(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1000")  # so many GPUs has no machine
+    for name in NCCL:
+        monkeypatch.setenv(name, "as it was")
+        monkeypatch.delenv(name)
+    set_by_hand, *others = NCCL
+    monkeypatch.setenv(set_by_hand, "60000")
+    with pytest.raises(ValueError, match="expected a GPU for each process"), ranks("cuda"):
+        pass
+    assert os.environ[set_by_hand] == "60000"
+    assert {name: os.environ[name] for name in others} == {name: NCCL[name] for name in others}
