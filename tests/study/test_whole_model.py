@@ -85,6 +85,7 @@ def test_a_round_with_a_cache_takes_every_token_and_one_without_those_named(mode
 def test_a_compiled_call_is_ready_without_breaks_and_compiled_once(model, prepare, monkeypatch):
     monkeypatch.setitem(MODES, "compiled", {"backend": "aot_eager"})
     ids = random_tokens(CONFIG, 1, 60 if prepare is prepare_prefill else POSITION + 1)
+    prepare(sharing(model), EAGER, ids)  # loads the kernels, which neither then waits for
     expected = prepare(sharing(model), EAGER, ids)
     prepared = prepare(sharing(model), "compiled", ids)
     assert (prepared.graph_breaks, prepared.recompiles) == (0, 0)
