@@ -56,7 +56,9 @@ def numbers(seconds, *, timed, new):
 
 
 def compile_row(call, mode, **metrics):
-    return row("compile", {"call": call, "mode": mode}, ready_s=12.34, graph_breaks=0, recompiles=1, **metrics)
+    return row(
+        "compile", {"layers": "4", "call": call, "mode": mode}, ready_s=12.34, graph_breaks=0, recompiles=1, **metrics
+    )
 
 
 EXPERIMENT = [
@@ -114,8 +116,8 @@ def test_the_experiment_has_a_table_of_each_depth_with_and_without_a_cache():
     assert "| 1 | 9.0 |  |  |" in made["memory"]
     assert "| 32 | `optimized` | 5.000 [2.500, 10.000] | 4.627 [2.314, 9.255] |" in made["fms"]
     assert "| 2000 (50%) |\n" in made["fms"]
-    assert "| eager | 12.3 | 0 | 1 | 77 | 0.200 | 0.500 |\n" in made["compile prefill"]
-    assert "| default | 12.3 | 0 | 1 | 66 | 1.000 | 0.500 |\n" in made["compile decode"]
+    assert "| 4 | eager | 12.3 | 0 | 1 | 77 | 0.200 | 0.500 |\n" in made["compile prefill"]
+    assert "| 4 | default | 12.3 | 0 | 1 | 66 | 1.000 | 0.500 |\n" in made["compile decode"]
 
 
 def test_results_are_kept_and_later_ones_replace_earlier(tmp_path):
