@@ -32,8 +32,9 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
 def _compile(rows: Sequence[Row]) -> str:
     lines = [
         [
-            row.params["layers"], row.params["mode"], f"{row.metrics['ready_s']:.1f}", f"{row.metrics['graph_breaks']:.0f}",
-            f"{row.metrics['recompiles']:.0f}", f"{row.metrics.get('device_launches', 0):.0f}", f"{row.ms:.3f}",
+            row.params["layers"], row.params["mode"], f"{row.metrics['ready_s']:.1f}",
+            f"{row.metrics['graph_breaks']:.0f}", f"{row.metrics['recompiles']:.0f}",
+            f"{row.metrics.get('device_launches', 0):.0f}", f"{row.ms:.3f}",
             f"{row.metrics.get('eager_s', row.metrics['latency_s']) * 1e3:.3f}",
         ]
         for row in rows
