@@ -142,7 +142,10 @@ def typical_seconds(call: Callable[[], object], device: torch.device, *, graph: 
 
 
 def capture(call: Callable[[], T], device: torch.device) -> Callable[[], T]:
-    """Capture the call in a CUDA graph; the returned function replays it and returns the captured, static result."""
+    """Capture the call in a CUDA graph; the returned function replays it and returns the captured, static result.
+
+    It keeps the call, and so what the call reads, in memory for as long as it lives itself.
+    """
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -160,11 +163,12 @@ def capture(call: Callable[[], T], device: torch.device) -> Callable[[], T]:
             if collecting:
                 gc.enable()
 
-    def replay() -> T:
-        graph.replay()
-        return result
+    return functools.partial(_replay, graph, result, call)
 
-    return replay
+
+def _replay(graph: torch.cuda.CUDAGraph, result: T, _call: Callable[[], T]) -> T:
+    graph.replay()
+    return result
 
 
 def memory(call: Callable[[], object], device: torch.device) -> dict[str, Metric]:

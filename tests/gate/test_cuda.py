@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import subprocess
@@ -75,6 +76,18 @@ def test_a_replay_does_what_the_call_did(cuda, vector):
     replay = cuda.capture(lambda: vector + 1, DEVICE)
     vector.fill_(41)
     assert torch.equal(replay(), torch.full_like(vector, 42))
+
+
+def test_a_replay_keeps_what_the_call_reads(cuda):
+    def captured():
+        read = torch.full((2**22,), 41.0, device=DEVICE)
+        return cuda.capture(lambda: read + 1, DEVICE)
+
+    replay = captured()
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = [torch.zeros(2**22, device=DEVICE) for _ in range(4)]
+    assert torch.equal(replay(), torch.full_like(others[0], 42))
 
 
 def test_memory_is_exact(cuda, vector):
