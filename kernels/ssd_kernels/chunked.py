@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ssd_kernels.checks import wants_gradient
+from ssd_kernels.inductor import foreseen
 from ssd_kernels.interface import Sizes, check_inputs, discretise, results, state_dtype
 from ssd_kernels.packed import one_by_one
 
@@ -120,7 +121,6 @@ def _whole(
     return cast("tuple[Tensor, Tensor]", both)
 
 
-@_whole.register_fake
 def _fake(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
     initial_state: Tensor | None, chunk_size: int, dt_softplus: bool, dt_low: float, dt_high: float,
@@ -128,6 +128,9 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     sizes = Sizes.of(x, B, cu_seqlens)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty(sizes.state_shape, dtype=state_dtype(x))
+
+
+_whole.register_fake(foreseen("ssd_chunked", _fake))
 
 
 def _heads(tensor: Tensor, dim: int, ngroups: int, heads: slice) -> Tensor:

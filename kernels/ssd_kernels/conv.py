@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssd_kernels.checks import expect_different_slots, sequence_bounds, wants_gradient
 from ssd_kernels.conv_interface import check_conv, check_conv_step
+from ssd_kernels.inductor import foreseen
 
 # Tokens of all rows worked on at once, so that the fp32 sums of 8448 channels stay in cache: five times as fast as
 # torch.nn.functional.conv1d on two cores. A GPU takes all.
@@ -94,7 +95,6 @@ def _whole(
     return cast("tuple[Tensor, Tensor]", both)
 
 
-@_whole.register_fake
 def _fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_window: Tensor | None, cu_seqlens: Tensor | None,
     activation: str | None,
@@ -103,6 +103,9 @@ def _fake(
     window_shape = (nseqs, x.shape[2], weight.shape[1] - 1)
     y, final_window = (torch.empty(shape, dtype=x.dtype, device=x.device) for shape in (x.shape, window_shape))
     return y, final_window
+
+
+_whole.register_fake(foreseen("causal_conv1d_in_blocks", _fake))
 
 
 def _weigh(inputs: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:

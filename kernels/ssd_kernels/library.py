@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from triton.runtime import driver
 
+from ssd_kernels.inductor import foreseen
 from ssd_kernels.watching import is_watched
 
 _library = torch.library.Library("ssd_kernels", "FRAGMENT")
@@ -37,7 +38,7 @@ def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> No
         _library.impl(name, run, key)
     _runs[name] = run
     _taken[name] = set()
-    torch.library.register_fake(f"ssd_kernels::{name}", fake, lib=_library)
+    torch.library.register_fake(f"ssd_kernels::{name}", foreseen(name, fake), lib=_library)
 
 
 def call(name: str, *args: Any, instead: str = _INSTEAD) -> Any:

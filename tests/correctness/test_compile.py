@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config, lowering
+from torch._inductor.exc import OperatorIssue
 
 from bamba import Bamba, BambaConfig
 from ssd_kernels import get_op
@@ -165,9 +168,50 @@ def test_a_copy_of_a_compiled_model_computes_with_its_own_weights():
     assert counter.frame_count > 0
 
 
+@pytest.fixture
+def spelt_out(monkeypatch) -> list[str]:
+    """The operators whose arguments inductor writes out, nothing of which is kept or was known before."""
+    for known in [each for each in lowering.lowerings if str(each).startswith("ssd_kernels.")]:
+        monkeypatch.delitem(lowering.lowerings, known)
+    found: list[str] = []
+
+    def note(target, *_):
+        found.append(str(target))
+        return ""
+
+    monkeypatch.setattr(OperatorIssue, "operator_str", staticmethod(note))
+    with inductor_config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False):
+        yield found
+
+
+@pytest.mark.parametrize("name", ["causal_conv1d_in_blocks", "ssd_chunked", "rms_norm"])
+@torch.inference_mode()
+def test_inductor_knows_an_operator_that_it_first_meets_deep_in_a_graph(name, spelt_out):
+    """Before torch 2.13 it would write out 2**30 products here, and never come to an end."""
+    rms_norm = get_op("rms_norm", "triton")
+    ssd, causal_conv1d = get_op("ssd", "chunked"), get_op("causal_conv1d", "torch")
+    x, weight = torch.rand(16, 16, device=DEVICE), torch.rand(16, 16, device=DEVICE) / 16
+    dt, A = torch.rand(1, 16, 4, device=DEVICE), -torch.rand(4, device=DEVICE)
+    B = torch.rand(1, 16, 2, 4, device=DEVICE)
+    calls = {
+        "causal_conv1d_in_blocks": lambda hidden: causal_conv1d(hidden[None], weight[:, :4]),
+        "ssd_chunked": lambda hidden: ssd(hidden.view(1, 16, 4, 4), dt, A, B, B, chunk_size=8),
+        "rms_norm": lambda hidden: rms_norm(hidden, weight[0], eps=1e-5),
+    }
+
+    def deep(hidden):
+        for _ in range(30):
+            hidden = torch.addmm(hidden, hidden, weight)
+        return calls[name](hidden)
+
+    torch.testing.assert_close(torch.compile(deep, fullgraph=True)(x), deep(x))
+    assert f"ssd_kernels.{name}.default" in map(str, lowering.lowerings)
+    assert spelt_out == []
+
+
 @needs_cxx
 @pytest.mark.filterwarnings(f"ignore:{OF_TF32}:UserWarning")
-def test_what_inductor_makes_of_the_model_is_as_exact_as_the_model():
+def test_what_inductor_makes_of_the_model_is_as_exact_as_the_model(spelt_out):
     model = small_model("triton" if DEVICE == "cuda" else "chunked")
     exact = small_model("recurrent", dtype=torch.float64)
     truth = {length: prefill_and_decode(exact, length) for length in LENGTHS[:2]}
@@ -178,6 +222,7 @@ def test_what_inductor_makes_of_the_model_is_as_exact_as_the_model():
             assert_within_budget(actual, true, own, what=f"logits after {length} tokens")
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 2
+    assert spelt_out == [], "torch's operators are known, attention's too"
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="replays CUDA graphs")
