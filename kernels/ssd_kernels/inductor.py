@@ -1,8 +1,8 @@
 """Operators that torch's compiler knows before it meets them in a graph.
 
 An operator that inductor does not know it lowers to a call, all by itself. But torch 2.11 and 2.12 first spell out for
-a log, read or not, what its arguments are made of, and a residual stream anew wherever it is used: a text that grows by a
-factor with each layer, and keeps the compiler for minutes and more where an operator is first met some layers down
+a log, read or not, what its arguments are made of, and a residual stream anew wherever it is used: a text that grows by
+a factor with each layer, and keeps the compiler for minutes and more where an operator is first met some layers down
 (torch/_inductor/graph.py, `GraphLowering.call_function`; since 2.13 only where the log is read).
 """
 

@@ -73,7 +73,7 @@ def _first(rows: Sequence[Row]) -> str:
     """Milliseconds until the first new token, into an empty cache."""
     cached = [row for row in rows if row.params["cached"] == "True"]
     by = {(row.params["layers"], row.params["variant"], row.params["chunks"]): row for row in cached}
-    columns = [*product(_values(cached, "layers"), _values(cached, "variant"))]
+    columns = _columns(cached)
     lines = []
     for chunks in _values(cached, "chunks"):
         found = [by.get((*column, chunks)) for column in columns]
@@ -85,16 +85,17 @@ def _first(rows: Sequence[Row]) -> str:
 
 
 def _memory(rows: Sequence[Row]) -> str:
-    """Gigabytes at the most, weights included."""
-    by = {tuple(row.params[name] for name in ("layers", "variant", "cached", "chunks")): row for row in rows}
-    columns = [*product(_values(rows, "layers"), _values(rows, "variant"), ("False",))]
+    """Gigabytes at the most, weights included, without a cache."""
+    rows = [row for row in rows if row.params["cached"] == "False"]
+    by = {(row.params["layers"], row.params["variant"], row.params["chunks"]): row for row in rows}
+    columns = _columns(rows)
     lines = []
     for chunks in _values(rows, "chunks"):
         found = [by.get((*column, chunks)) for column in columns]
         cells = [f"{row.metrics['peak_bytes'] / 1e9:.1f}" if row else "" for row in found]
         quote = prior.GIGABYTES.get(int(chunks))
         lines.append([chunks, *cells, "" if quote is None else f"{quote:g}"])
-    headings = [f"`{variant}`, {layers} layers, GB" for layers, variant, _ in columns]
+    headings = [f"`{variant}`, {layers} layers, GB" for layers, variant in columns]
     return table(["chunks", *headings, "quoted: all three, GB"], lines)
 
 
@@ -122,6 +123,13 @@ def _fms(rows: Sequence[Row]) -> str:
 def _seconds(row: Row, name: str, scale: float, digits: int) -> str:
     median, low, high = (row.metrics[f"{name}{end}"] * scale for end in ("", ":low", ":high"))
     return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _columns(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Depths, the shallowest first, and variants, of which there are rows."""
+    return sorted(
+        dict.fromkeys((row.params["layers"], row.params["variant"]) for row in rows), key=lambda each: int(each[0])
+    )
 
 
 def _values(rows: Iterable[Row], name: str) -> list[str]:

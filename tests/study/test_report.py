@@ -111,9 +111,11 @@ def test_the_experiment_has_a_table_of_each_depth_with_and_without_a_cache():
     assert "5 of 100 tokens timed.\n" in without
     assert "| 4 | 0.200 [0.100, 0.400]; 2000 |\n" in made["seed 4 layers, with cache"]
     assert "| 4 | 0.600 [0.300, 1.200]; 2000 |\n" in made["seed 32 layers, with cache"]
-    assert "| 4 | 100.00 [50.00, 200.00] |  |" in made["first"]
+    assert "| chunks | `default`, 4 layers, ms | `optimized`, 32 layers, ms | quoted" in made["first"]
+    assert "| 4 | 100.00 [50.00, 200.00] | 100.00 [50.00, 200.00] | 261 |" in made["first"]
     assert made["first"].count("\n") == 3
-    assert "| 1 | 9.0 |  |  |" in made["memory"]
+    assert "| chunks | `default`, 4 layers, GB | `independent`, 4 layers, GB | quoted" in made["memory"]
+    assert "| 1 | 9.0 |  | 20.6 |" in made["memory"]
     assert "| 32 | `optimized` | 5.000 [2.500, 10.000] | 4.627 [2.314, 9.255] |" in made["fms"]
     assert "| 2000 (50%) |\n" in made["fms"]
     assert "| 4 | eager | 12.3 | 0 | 1 | 77 | 0.200 | 0.500 |\n" in made["compile prefill"]
