@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 # Tokens of a slice: a multiple of any chunk size, and enough that products of matrices lose nothing to their edges.
-SLICE = 16384
+SLICE = 8192
 
 
 def takes_slices(hidden: Tensor) -> bool:
