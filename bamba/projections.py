@@ -1,7 +1,7 @@
 """A linear layer with the norm, gate or residual around it: module by module, or for a few tokens in one operator."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -42,10 +42,7 @@ def project(
     """
     if residual is not None and operators.ranks is not None:
         if up is None and _is_one_token_added_directly(x, linear, operators):
-            return operators.ranks.project(
-                x, cast("nn.Linear", linear).weight, residual, gate=gate,
-                norm_weight=None if norm is None else norm.weight, eps=0.0 if norm is None else cast("float", norm.eps),
-            )  # fmt: skip
+            return operators.ranks.project(x, cast("nn.Linear", linear).weight, residual, gate=gate, **_of_norm(norm))
         partial = project(x, linear, operators, norm=norm, gate=gate, up=up)
         gated = None if gate is None else (x, gate)
         return operators.ranks.add(partial, residual, gated=gated, eps=0.0 if norm is None else cast("float", norm.eps))
@@ -55,9 +52,9 @@ def project(
         out = step(
             x.flatten(0, -2), weights.weight, weights.bias,
             gate=None if gate is None else gate.flatten(0, -2),
-            norm_weight=None if norm is None else norm.weight, eps=0.0 if norm is None else cast("float", norm.eps),
             up_weight=None if up is None else cast("nn.Linear", up).weight,
             residual=None if residual is None else residual.flatten(0, -2),
+            **_of_norm(norm),
         )  # fmt: skip
         return torch.unflatten(out, 0, x.shape[:-1])
     if gate is not None:
@@ -80,6 +77,11 @@ def embed(token_ids: Tensor, embedding: nn.Embedding, operators: Operators) -> T
     if operators.ranks is not None:
         return operators.ranks.embed(token_ids, embedding.weight)
     return cast("Tensor", embedding(token_ids))
+
+
+def _of_norm(norm: nn.RMSNorm | None) -> dict[str, Any]:
+    """What an operator is told of the norm before a projection."""
+    return {} if norm is None else {"norm_weight": norm.weight, "eps": norm.eps}
 
 
 def _may_add_to(residual: Tensor, linear: nn.Module, operators: Operators) -> bool:

@@ -9,7 +9,7 @@ from bamba.parallel.words import Words
 from ssd_kernels.portable.configs import linear_step_config
 from ssd_kernels.portable.pinned import imposed
 from tests.correctness.budget import assert_within_budget
-from tests.correctness.words import as_words
+from tests.correctness.words import as_words, values_of
 
 pytestmark = pytest.mark.correctness
 
@@ -106,7 +106,7 @@ def test_a_rank_writes_its_outputs_into_every_ranks_memory_and_nothing_beside():
     tile, tiles = rank.tile, -(-columns // rank.tile)
     for words in rank.words:
         mine = words[1, 1, :tiles]
-        values = (mine & 0xFFFFFFFF).int().view(torch.float32)
+        values = values_of(mine)
         torch.testing.assert_close(values[:, :tile].flatten()[:columns].double(), products[1], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(values[:, -1].double(), squares[1].expand(tiles), rtol=1e-6, atol=0)
         assert not mine[:, tile:-1].any()

@@ -9,7 +9,7 @@ from bamba.parallel import direct, direct_step
 from bamba.parallel.direct import BLOCK, HEAD, add_kernel
 from bamba.parallel.ranks import Ranks
 from tests.correctness.budget import assert_within_budget
-from tests.correctness.words import as_words
+from tests.correctness.words import as_words, values_of
 
 pytestmark = pytest.mark.correctness
 
@@ -97,7 +97,7 @@ def test_a_rank_writes_its_part_into_every_ranks_memory_and_nothing_beside():
     for words in rank.words:
         mine = words[1, 1, :2]
         assert torch.equal(mine[:, HEAD : HEAD + 40], as_words(partial, 1))
-        values = (mine[:, 0] & 0xFFFFFFFF).int().view(torch.float32)
+        values = values_of(mine[:, 0])
         torch.testing.assert_close(values, squares, rtol=16 * torch.finfo(torch.float32).eps, atol=0)
         assert torch.equal(mine[:, 0] >> 32, torch.ones(2, dtype=torch.int64, device=DEVICE))
         assert not words[0].any()
