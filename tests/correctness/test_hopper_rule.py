@@ -172,9 +172,10 @@ def sized(**changes):
     ("changes", "consumers", "segments", "pieces"),
     [
         ({"seqlen": 1024}, 1, 1, 1), ({"seqlen": 2048}, 1, 1, 1), ({}, 1, 1, 1), ({"seqlen": 16384}, 1, 1, 1),
+        ({"seqlen": 32768}, 1, 1, 1), ({"batch": 8, "seqlen": 2048, "nheads": 80}, 1, 1, 1),
         ({"batch": 8, "seqlen": 2048}, 2, 1, 1), ({"batch": 32, "seqlen": 1024}, 2, 1, 1),
         ({"batch": 16, "seqlen": 1024}, 2, 1, 1), ({"seqlen": 16384, "nseqs": 16}, 2, 1, 1),
-        ({"nheads": 24}, 2, 11, 1), ({"nheads": 48}, 2, 4, 2), ({"nheads": 80}, 2, 3, 2),
+        ({"nheads": 24}, 2, 11, 1), ({"nheads": 48}, 2, 4, 2), ({"nheads": 80}, 1, 1, 1),
         ({"nheads": 48, "d_state": 256}, 1, 2, 4), ({"nheads": 24, "headdim": 128, "d_state": 256}, 1, 2, 4),
         ({"nheads": 32, "headdim": 128, "ngroups": 2, "d_state": 256}, 1, 2, 4),
         ({"batch": 8, "seqlen": 2048, "nheads": 32, "d_state": 256}, 1, 1, 1),
@@ -185,9 +186,8 @@ def test_the_configuration_is_the_one_that_was_measured_to_be_best(changes, cons
     assert asked(sized(**changes), None) == (consumers, segments, pieces)
 
 
-@pytest.mark.parametrize("seqlen", [32768, 131072])
-def test_segments_have_many_pieces_where_few_are_as_fast_only_if_every_head_forgets_soon(seqlen):
-    assert asked(sized(seqlen=seqlen), None) == (2, 2, 4)
+def test_segments_have_many_pieces_where_few_are_as_fast_only_if_every_head_forgets_soon():
+    assert asked(sized(seqlen=131072), None) == (2, 2, 4)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 8])
