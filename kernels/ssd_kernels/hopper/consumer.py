@@ -73,6 +73,9 @@ def consumer(
         token = start + (slot - first) * Q
         mine = stage * CONSUMERS + j
         mbarrier.wait(full.index(stage), phase)
+        if PACKED:  # noqa: SIM102 -- decided when compiled
+            if token + Q > stop:
+                clear_after(x_tiles.index(mine), stop - token, P, Q)
         exponents = exponents_tiles.index(mine)
         factors = factors_tiles.index(mine)
         B_tile = B_tiles.index(stage * SPLIT).reshape([Q, N])
@@ -80,7 +83,7 @@ def consumer(
         CB_tile = CB_tiles.index(stage)
         scale, opening, steep, closing, between = entry(exponents, closing)
         if ALONE:
-            x, xw = _weighted(x_tiles.index(mine), factors, stop - token, slot == end - 1, P, Q, PACKED, AY)
+            x, xw = _weighted(x_tiles.index(mine), factors, P, Q, AY)
             S = warpgroup_mma_wait(0, deps=[S])
         if RESTART:  # noqa: SIM102 -- decided when compiled
             if (slot > first) & ((slot - first) % cut[3] == 0):
@@ -101,11 +104,11 @@ def consumer(
                 from_state += handed_tiles.index(stage).load(LY)
             steep_chunk(
                 from_state, x_tiles.index(mine), CB_tile, factors_fp32_tiles.index(mine), steps_ptr + slot * Q,
-                D, D_ptr, y_tile, stop - token, P, Q, PACKED, LY,
+                D, D_ptr, y_tile, P, Q, LY,
             )  # fmt: skip
             S = scaled(S, opening)
         if not ALONE:
-            x, xw = _weighted(x_tiles.index(mine), factors, stop - token, slot == end - 1, P, Q, PACKED, AY)
+            x, xw = _weighted(x_tiles.index(mine), factors, P, Q, AY)
         if between != 0.0:
             y, S, xw = first_half(y, S, xw, CB_tile, between, P, Q, LY)
         y = warpgroup_mma(xw, CB_tile.permute((1, 0)), y, is_async=True)
@@ -144,13 +147,24 @@ def consumer(
 
 
 @gluon.jit
-def _weighted(x_tile, factors, count, last, P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, AY: gl.constexpr):
-    """A chunk's x (P, Q), of the last chunk its first `count` tokens, and w x."""
+def clear_after(x_tile, count, P: gl.constexpr, Q: gl.constexpr):
+    """Zero what follows the first `count` tokens of a tile: tokens of the next sequence, which need not be finite.
+
+    In shared memory, where it happens once: in registers, ptxas moves all of x in every chunk. TMA loads nothing here
+    afterwards, as the chunk is the sequence's last. Two warpgroups that share a tile may both do so.
+    """
+    LB: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    square = x_tile.reshape([Q, P])
+    x = square.load(LB)
+    square.store(gl.where((gl.arange(0, Q, layout=gl.SliceLayout(1, LB)) < count)[:, None], x, 0.0))
+    # Here, so that the compiler puts none where other chunks pass.
+    barrier()
+
+
+@gluon.jit
+def _weighted(x_tile, factors, P: gl.constexpr, Q: gl.constexpr, AY: gl.constexpr):
+    """A chunk's x (P, Q) and w x."""
     x = x_tile.reshape([Q, P]).permute((1, 0)).load(AY)
-    if PACKED:  # noqa: SIM102 -- decided when compiled
-        if last:
-            # Tokens of the next sequence may follow here, and need not be finite.
-            x = gl.where((gl.arange(0, Q, layout=gl.SliceLayout(0, AY)) < count)[None, :], x, 0.0)
     w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AY))
     w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AY))
     return x, times(x, w_high[None, :], w_low[None, :])

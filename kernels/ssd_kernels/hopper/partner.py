@@ -9,7 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_wait
 
-from ssd_kernels.hopper.consumer import entering_state, store_state
+from ssd_kernels.hopper.consumer import clear_after, entering_state, store_state
 from ssd_kernels.hopper.halves import first_half_of_partner
 from ssd_kernels.hopper.registers import scaled, times
 from ssd_kernels.hopper.turns import entry, following
@@ -60,6 +60,9 @@ def partner(
     for slot in range(begin, end):
         token = start + (slot - first) * Q
         mbarrier.wait(full.index(stage), phase)
+        if PACKED:  # noqa: SIM102 -- decided when compiled
+            if token + Q > stop:
+                clear_after(x_tiles.index(stage), stop - token, P, Q)
         exponents = exponents_tiles.index(stage)
         factors = factors_tiles.index(stage)
         if RESTART:  # noqa: SIM102 -- decided when compiled
@@ -72,9 +75,6 @@ def partner(
         C_tile = C_tiles.index(stage * 2 + 1).reshape([Q, N])
         y = warpgroup_mma(entering, C_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
         x = x_tiles.index(stage).reshape([Q, P]).permute((1, 0)).load(AS)
-        offs_q = gl.arange(0, Q, layout=gl.SliceLayout(0, AS))
-        if PACKED:
-            x = gl.where((token + offs_q < stop)[None, :], x, 0.0)
         w_high = factors.slice(0, Q).load(gl.SliceLayout(0, AS))
         w_low = factors.slice(Q, Q).load(gl.SliceLayout(0, AS))
         xw = times(x, w_high[None, :], w_low[None, :])

@@ -21,8 +21,7 @@ from ssd_kernels.hopper.versions import barrier
 
 @gluon.jit
 def steep_chunk(
-    y, x_tile, CB_tile, factors_tile, steps_ptr, D, D_ptr, y_tile, count,
-    P: gl.constexpr, Q: gl.constexpr, PACKED: gl.constexpr, LY: gl.constexpr,
+    y, x_tile, CB_tile, factors_tile, steps_ptr, D, D_ptr, y_tile, P: gl.constexpr, Q: gl.constexpr, LY: gl.constexpr
 ):  # fmt: skip
     """Fill y_tile; all TMA stores from it have been issued. y (P, Q) is S C, of the state that enters the chunk."""
     AY: gl.constexpr = gl.DotOperandLayout(0, LY, 2)
@@ -41,8 +40,6 @@ def steep_chunk(
 
     y = y * gl.exp2(a_j.to(gl.float32) * STEEP_UNIT)[None, :]  # (P, i)
     x = x_tile.reshape([Q, P]).permute((1, 0)).load(AY)
-    if PACKED:
-        x = gl.where((gl.arange(0, Q, layout=gl.SliceLayout(0, AY)) < count)[None, :], x, 0.0)
     y = warpgroup_mma(x, y_square.permute((1, 0)), y, is_async=True)
     y = warpgroup_mma_wait(0, deps=[y])
     if D_ptr is not None:
