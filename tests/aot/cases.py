@@ -54,6 +54,8 @@ HOPPER_SIZES = [
 ]  # fmt: skip
 _NOT_OF_HOPPER = ("batch", "segments", "chunk states")
 HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if name not in _NOT_OF_HOPPER}
+# Other code around the loop, and other registers in it, than with a state.
+HOPPER_FEATURES["packed, no state"] = {"D": "head", "dt_bias": True, "dt_softplus": True, "cu_seqlens": True}
 CONV_FEATURES: dict[str, dict[str, Any]] = {
     "model": {"bias": True, "activation": "silu", "return_final_window": True},
     "bare": {},
