@@ -107,7 +107,7 @@ D_STATES = tuple(sorted({d_state for d_state, _ in _STAGES}))
 
 # Microseconds on an H200. A program of the scan: a chunk, by d_state and consumers; filling the stages. The states
 # before segments: their launch; a chunk of the longest program, which waits for each.
-_CHUNK_TIME = {(64, 1): 0.86, (64, 2): 1.42, (128, 1): 0.78, (128, 2): 1.42, (256, 1): 2.0}
+_CHUNK_TIME = {(64, 1): 0.86, (64, 2): 1.42, (128, 1): 0.80, (128, 2): 1.42, (256, 1): 2.0}
 _FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME = 3.0, 10.0, 1.0
 # Chunks before a token that matter to it even in the slowest heads of a freshly initialised layer.
 _REMEMBERED = 48
