@@ -1,7 +1,8 @@
 """Rows that lie 2³⁰ elements apart, so that every offset beyond the second row's needs 64 bits.
 
 They are views of a sparse file: only the pages that hold a row exist. The interpreter computes offsets with the widths
-that the kernels ask for, as a GPU does; there, tests of each operator do the same with memory that is really there.
+that the kernels ask for, as a GPU does; there, tests of the scan, the convolution, the gated norm and the decode step
+do the same with memory that is really there.
 """
 
 import pytest
@@ -12,7 +13,7 @@ from tests.correctness.problems import DEVICE, Problem
 
 pytestmark = [
     pytest.mark.correctness,
-    pytest.mark.skipif(DEVICE == "cuda", reason="a file is no memory of a GPU: there each operator has a test"),
+    pytest.mark.skipif(DEVICE == "cuda", reason="a file is no memory of a GPU: tests of the operators take it there"),
 ]
 
 APART = 2**30
@@ -71,3 +72,34 @@ def test_the_decode_step_reads_and_writes_states_that_far_apart(far_apart):
     actual = step(spread, far_apart(x), far_apart(dt), A, far_apart(B), far_apart(C), z=far_apart(x))
     assert torch.equal(actual, step(state, x, dt, A, B, C, z=x))
     assert torch.equal(spread, state)
+
+
+def test_the_norm_and_the_gate_of_an_mlp_read_rows_that_far_apart(far_apart):
+    x, up, weight = torch.randn(ROWS, 6), torch.randn(ROWS, 6), torch.randn(6)
+    norm, gate = get_op("rms_norm", "triton"), get_op("swiglu", "triton")
+    assert torch.equal(norm(far_apart(x), weight, eps=1e-5), norm(x, weight, eps=1e-5))
+    assert torch.equal(gate(far_apart(x), far_apart(up)), gate(x, up))
+
+
+@pytest.mark.parametrize("tokens", [1, ROWS])
+def test_the_projection_of_few_tokens_reads_rows_that_far_apart(far_apart, tokens):
+    x, gate, weight, residual = torch.randn(tokens, 8), torch.randn(tokens, 8), torch.randn(ROWS, 8), torch.randn(ROWS)
+    residual = residual.expand(tokens, ROWS).contiguous()
+    step = get_op("linear_step", "triton")
+    expected = step(x, weight, gate=gate, residual=residual)
+    spread = {name: far_apart(value) for name, value in {"gate": gate, "residual": residual}.items()}
+    assert torch.equal(step(far_apart(x), far_apart(weight), **spread), expected)
+    paired = step(x, weight, up_weight=weight)
+    assert torch.equal(step(far_apart(x), far_apart(weight), up_weight=far_apart(weight)), paired)
+
+
+def test_attention_of_a_token_reads_and_writes_caches_that_far_apart(far_apart):
+    q, k, v = torch.randn(ROWS, 4, 8), torch.randn(ROWS, 2, 8), torch.randn(ROWS, 2, 8)
+    cos, sin, lengths = torch.randn(ROWS, 2), torch.randn(ROWS, 2), torch.tensor([4, 0, 3, 2])
+    keys, values = torch.randn(ROWS, 2, 5, 8), torch.randn(ROWS, 2, 5, 8)
+    far_keys, far_values = far_apart(keys), far_apart(values)
+    step = get_op("attention_step", "triton")
+    actual = step(*map(far_apart, (q, k, v, cos, sin)), far_keys, far_values, lengths)
+    assert torch.equal(actual, step(q, k, v, cos, sin, keys, values, lengths))
+    assert torch.equal(far_keys, keys)
+    assert torch.equal(far_values, values)
