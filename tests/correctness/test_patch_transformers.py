@@ -141,8 +141,9 @@ def test_decoding_continues_a_prefill(family, implementation):
 
 
 @every_family
+@both_implementations
 @torch.inference_mode()
-def test_packed_sequences_do_not_see_each_other(family):
+def test_packed_sequences_do_not_see_each_other(family, implementation):
     """Without mamba-ssm the unpatched functions refuse them; alone, each sequence says what is expected."""
     # Granite's attention tells packed sequences apart with flash-attention only, and Mamba2ForCausalLM does not hand on
     # what it is called with: the one has no attention here, the other's layers are called.
@@ -155,6 +156,7 @@ def test_packed_sequences_do_not_see_each_other(family):
     with patch_transformers(implementation="torch"):
         exact_model = copy.deepcopy(model).double()
         exact = torch.cat([exact_model(part, use_cache=False).logits for part in row.split(lengths, dim=1)], dim=1)
+    with patch_transformers(implementation=implementation):
         if family == "mamba2":
             packed = model.lm_head(model.backbone(row, seq_idx=seq_idx, use_cache=False).last_hidden_state)
         else:
