@@ -95,16 +95,39 @@ def test_an_imposed_configuration_ends_with_its_block():
     assert configs.gated_rms_norm_config(4) == before
 
 
-def test_the_table_that_ships_has_what_the_functions_take():
+def unfit(classes):
+    """The kernels of a table of which an entry has other fields than the kernel's function takes."""
     functions = {name.removesuffix("_config"): value for name, value in vars(configs).items() if "_config" in name}
     functions["hopper_prepare"] = hopper.prepare_config
-    for kernels in json.loads(pinned.FILE.read_text()).values():
+    for kernels in classes.values():
         for kernel, entries in kernels.items():
             for each in entries:
                 if kernel == "hopper_scan":
-                    assert hopper.entry_of(hopper.of_entry(each, BAMBA)) | {"sizes": each["sizes"]} == each
-                elif kernel != "chunk_scan":
-                    assert functions[kernel](*each["sizes"]).block.keys() == each["block"].keys()
+                    taken = hopper.entry_of(hopper.of_entry(each))["block"]
+                elif kernel == "chunk_scan":
+                    dtype, *sizes = each["sizes"]
+                    taken = configs.chunk_scan_config(getattr(torch, dtype), *sizes, torch.device(DEVICE)).block
+                else:
+                    taken = functions[kernel](*each["sizes"]).block
+                if taken.keys() != each["block"].keys() or not {"num_warps", "num_stages"} <= each.keys():
+                    yield kernel
+
+
+def test_the_table_that_ships_has_what_the_functions_take():
+    assert [*unfit(json.loads(pinned.FILE.read_text()))] == []
+
+
+def test_a_table_of_what_is_searched_fits_and_one_with_other_fields_does_not():
+    problems = [
+        *operator_problems(tokens=1, batch=1), *tune_scans.portable_problems(torch.bfloat16, [(1, 64)]),
+        *tune_scans.hopper_problems(1, [(1, 64)]),
+    ]  # fmt: skip
+    found = {each.kernel: [{"sizes": [*each.sizes], **each.candidates[0]}] for each in problems}
+    assert len(found) == 7
+    assert [*unfit({"a-gpu": found})] == []
+    for kernel, (entry,) in found.items():
+        other = {**entry, "block": {**entry["block"], "BLOCK_X": 1}}
+        assert [*unfit({"a-gpu": {kernel: [other]}})] == [kernel]
 
 
 def test_every_operator_beside_the_scan_is_searched_the_pinned_configuration_among_the_candidates():
@@ -123,6 +146,21 @@ def test_without_a_gpu_it_says_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main(["tune"])
     assert "tune needs a GPU to measure on, got none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "0"], "argument --tokens: must be a number of at least 1, got '0'"),
+        (["--batch", "-3"], "argument --batch: must be a number of at least 1, got '-3'"),
+        (["--scan", "2048"], "argument --scan: must be BATCHxTOKENS, such as 8x2048, got '2048'"),
+        (["--scan", "8x0"], "argument --scan: must be BATCHxTOKENS, such as 8x2048, got '8x0'"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", *arguments])
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("period", [None, 4])

@@ -130,7 +130,7 @@ def scan_config(sizes: Sizes, period: int | None, sms: int) -> ScanConfig:
     always give the same.
     """
     entry = pinned("hopper_scan", *size_class(sizes, period))
-    return _fastest(sizes, period, sms) if entry is None else of_entry(entry, sizes)
+    return _fastest(sizes, period, sms) if entry is None else of_entry(entry)
 
 
 def size_class(sizes: Sizes, period: int | None) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def size_class(sizes: Sizes, period: int | None) -> tuple[int, ...]:
     return (sizes.state_shape[0], _chunks(sizes), *heads, period or 0)
 
 
-def of_entry(entry: Entry, sizes: Sizes) -> ScanConfig:
+def of_entry(entry: Entry) -> ScanConfig:
     """The configuration that an entry of the table stands for."""
     block = entry["block"]
     cut = Cut(segments=block["SEGMENTS"], pieces_of_segment=block["PIECES"])
