@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         _run(args)
-    except (ValueError, TypeError, OSError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
         parser.error(str(error))
     return 0
 
@@ -220,7 +220,10 @@ def _build_model(args: argparse.Namespace) -> Bamba:
 
 
 def _device(args: argparse.Namespace) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    has_gpu = torch.cuda.is_available()
+    if args.device.startswith("cuda") and not has_gpu:
+        raise ValueError(f"--device: {args.device!r} needs a GPU that torch can use, got none")
+    return ("cuda" if has_gpu else "cpu") if args.device == "auto" else args.device
 
 
 def _ranks(args: argparse.Namespace) -> int:

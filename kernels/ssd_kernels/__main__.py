@@ -1,4 +1,4 @@
-"""`python -m ssd_kernels`: search this device's launch configurations; see how fast a model's states decay."""
+"""`python -m ssd_kernels`: search launch configurations, see how fast a model's states decay, export the package."""
 
 import argparse
 import sys

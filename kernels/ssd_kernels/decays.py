@@ -120,9 +120,9 @@ def _token_ids(args: argparse.Namespace, vocab_size: int) -> Tensor | None:
         return torch.randint(vocab_size, (args.tokens,), generator=torch.Generator().manual_seed(0))
     if args.token_ids is None:
         return None
-    ids = torch.tensor([int(word) for word in args.token_ids.read_text().replace(",", " ").split()])
-    if not ids.numel() or ids.min() < 0 or ids.max() >= vocab_size:
-        raise ValueError(
-            f"--token-ids: {args.token_ids} must hold numbers from 0 to {vocab_size - 1}, got {ids.numel()}"
-        )
-    return ids
+    words = args.token_ids.read_text().replace(",", " ").split()
+    wrong = [word for word in words if not word.isdecimal() or int(word) >= vocab_size]
+    if wrong or not words:
+        found = repr(wrong[0]) if wrong else "none"
+        raise ValueError(f"--token-ids: {args.token_ids} must hold numbers from 0 to {vocab_size - 1}, got {found}")
+    return torch.tensor([int(word) for word in words])

@@ -71,9 +71,9 @@ def export(folder: Path) -> Path:
         The folder of the one variant in it.
 
     Raises:
-        ValueError: there is something in the folder already.
+        ValueError: there is something in the folder already, or it is a file.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"folder must be empty or not exist, got {folder}")
     variant = folder / "build" / VARIANT
     shutil.copytree(_PACKAGE, variant / "ssd_kernels", ignore=shutil.ignore_patterns("__pycache__"))

@@ -109,7 +109,9 @@ def get_op(operator: str, name: str) -> Callable[..., Any]:
         name: one of `names(operator)`, or `"package.module:function"` for anyone's callable that keeps the operator's
             contract: :class:`ssd_kernels.interface.SSD`, :class:`ssd_kernels.conv_interface.CausalConv1d` and
             `CausalConv1dStep`, :class:`ssd_kernels.norm.GatedRMSNorm`, :class:`ssd_kernels.step_interface.SSDStep` and
-            `MixerStep`.
+            `MixerStep`, :class:`ssd_kernels.linear_interface.LinearStep`,
+            :class:`ssd_kernels.attention_interface.AttentionStep`, :class:`ssd_kernels.mlp_interface.RMSNorm` and
+            `SwiGLU`.
 
     Raises:
         ValueError: unknown operator or name, or a module without such a callable.

@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("--only", action="append", metavar="NAME", help="an operator or kernel; may be repeated")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--tokens", type=int, default=8192, help="of a prefill (%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="of a decode step (%(default)s)")
+    parser.add_argument("--tokens", type=_count, default=8192, help="of a prefill (%(default)s)")
+    parser.add_argument("--batch", type=_count, default=64, help="of a decode step (%(default)s)")
     scans = " ".join(f"{batch}x{seqlen}" for batch, seqlen in SHAPES)
     parser.add_argument(
         "--scan", action="append", type=_shape, metavar="BATCHxTOKENS", help=f"of a scan; may be repeated ({scans})"
@@ -206,6 +206,15 @@ def _upcast(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
+    return int(text)
+
+
 def _shape(text: str) -> tuple[int, int]:
     batch, _, seqlen = text.partition("x")
-    return int(batch), int(seqlen)
+    try:
+        return _count(batch), _count(seqlen)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be BATCHxTOKENS, such as 8x2048, got {text!r}") from None

@@ -123,6 +123,8 @@ def test_bench_rates_follow_from_its_times():
         (["bench", "--warmup", "-1"], "warmup must be at least 0, got -1"),
         (["generate", "--carry", "window:2"], "carry must be one of ('all', 'none'), got 'window:2'"),
         (["generate", "--ssm", "fastest"], "'fastest'"),
+        (["generate", "--ssm", "nowhere.to.be:found"], "No module named 'nowhere'"),
+        (["generate", "--ssm", "hopper", "--device", "cpu"], "for 'hopper', got device cpu"),
         (["generate", "--prompt-ids", "256"], "prompt_ids[0] must be in [0, 256), got 256 to 256"),
         (["generate", "--top-k", "0"], "top_k must be at least 1, got 0"),
         (["generate", "--top-p", "2"], "top_p must be above 0 and at most 1, got 2.0"),
@@ -141,3 +143,10 @@ def test_what_cannot_be_done_is_said_in_one_line(capsys, arguments, message):
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said_to_be_missing(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "--device", "cuda"])
+    assert "--device: 'cuda' needs a GPU that torch can use, got none" in capsys.readouterr().err

@@ -80,12 +80,16 @@ def test_with_tokens_the_model_runs(checkpoint, how, tmp_path, capsys):
     [
         (["--chunk-size", "0"], "--chunk-size must be at least 1, got 0"),
         (["--tokens", "0"], "--tokens must be at least 1, got 0"),
-        (["--token-ids", "ids"], "ids must hold numbers from 0 to 255, got 2"),
+        (["--token-ids", "ids"], "--token-ids: ids must hold numbers from 0 to 255, got '-2'"),
+        (["--token-ids", "beyond"], "--token-ids: beyond must hold numbers from 0 to 255, got '256'"),
+        (["--token-ids", "words"], "--token-ids: words must hold numbers from 0 to 255, got 'two'"),
+        (["--token-ids", "empty"], "--token-ids: empty must hold numbers from 0 to 255, got none"),
     ],
 )
 def test_what_cannot_be_is_refused(checkpoint, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "ids").write_text("1 -2")
+    for name, text in {"ids": "1 -2", "beyond": "255, 256", "words": "1 two 3", "empty": "\n"}.items():
+        (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit):
         main(["decays", str(checkpoint), *arguments])
     assert message in capsys.readouterr().err

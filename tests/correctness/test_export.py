@@ -97,8 +97,9 @@ def test_it_holds_the_whole_package_and_nothing_else(folder):
 
 def test_what_is_in_a_folder_is_not_overwritten(tmp_path, capsys):
     (tmp_path / "mine").write_text("")
-    with pytest.raises(SystemExit):
-        command.main(["export", str(tmp_path)])
-    assert f"folder must be empty or not exist, got {tmp_path}" in capsys.readouterr().err
+    for taken in (tmp_path, tmp_path / "mine"):
+        with pytest.raises(SystemExit):
+            command.main(["export", str(taken)])
+        assert f"folder must be empty or not exist, got {taken}" in capsys.readouterr().err
     assert command.main(["export", str(tmp_path / "new")]) == 0
     assert (tmp_path / "new" / "build" / "torch-universal" / "metadata.json").exists()
