@@ -2,8 +2,9 @@
 
 What a token costs in projections and scan is paid by its rank alone. Of the others it needs the last inputs of the
 convolution, the state that enters its part, and in attention all earlier keys and values. All of it comes from the rank
-before, and no rank waits for a later one: a later rank is behind by a part of a layer, and all work at once. Sources:
-Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 8.2; Korthikanti et al. (arXiv:2205.05198).
+before, and no rank waits for a later one: a later rank is behind by a part of a layer, and all work at once. With
+independent chunks a part begins with one, and no state is told; the convolution and attention still see earlier tokens.
+Sources: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 8.2; Korthikanti et al. (arXiv:2205.05198).
 """
 
 import torch

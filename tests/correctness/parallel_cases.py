@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.functional import linear, silu
 
 from bamba import Bamba, BambaConfig, load_checkpoint, save_checkpoint, slices
+from bamba.parallel.part import Part
 from bamba.parallel.ranks import Ranks, gather
 from bamba.parallel.sequence import part_of, prefill
 from bamba.parallel.tensor import tensor_parallel
@@ -129,7 +130,8 @@ def by_tokens(case, whole, mesh):
     """The logits of all tokens of the prompt, each by its rank, of those after it by each rank, and the last alone."""
     prompt = case.token_ids()[:, : case.prompt]
     cache = whole.new_cache(batch=case.batch, max_len=case.prompt + DECODED)
-    own = prefill(whole, prompt, cache, mesh=mesh, own_logits=True)
+    with listening() as told:
+        own = prefill(whole, prompt, cache, mesh=mesh, own_logits=True)
     everyones = [None] * mesh.size()
     dist.all_gather_object(everyones, own, group=mesh.get_group())
     with torch.inference_mode():
@@ -139,7 +141,21 @@ def by_tokens(case, whole, mesh):
         "same after": same(after, mesh),
         "last": prefill(whole, prompt, mesh=mesh),
         "bounds": part_of(whole, case.prompt, mesh).bounds,
+        "told": told,
     }
+
+
+@contextmanager
+def listening() -> Iterator[list[torch.Size]]:
+    """The shapes of what this rank tells the next one meanwhile."""
+    told, send = [], Part.send
+
+    def noted(self, message):
+        told.append(message.shape)
+        send(self, message)
+
+    with patch.object(Part, "send", noted):
+        yield told
 
 
 def same(tensor, mesh):

@@ -94,6 +94,19 @@ def test_parts_of_independent_chunks_end_where_chunks_do(problem):
     assert list(result["bounds"]) == sorted(set(result["bounds"]))
 
 
+def test_the_next_rank_is_told_of_each_layer_what_it_needs_and_of_independent_chunks_no_state(problem):
+    case, result, _, _ = problem
+    config = case.config
+    window = (case.batch, config.ssm_conv_dim, config.ssm_d_conv - 1)
+    state = (case.batch, config.ssm_nheads, config.ssm_headdim, config.ssm_d_state)
+    keys_and_values = (2, case.batch, result["bounds"][1], config.attn_nheads_kv, config.attn_headdim)
+    of_mixer = [window, state] if case.carry == "all" else [window]
+    layers = range(config.num_layers)
+    assert result["told"] == [
+        each for layer in layers for each in ([keys_and_values] if layer in config.attn_layers else of_mixer)
+    ]
+
+
 def test_cases_exercise_what_may_go_wrong():
     found = set()
     for size in SIZES:
