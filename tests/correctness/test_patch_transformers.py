@@ -1,6 +1,7 @@
 import copy
 import importlib
 import inspect
+import random
 
 import pytest
 import torch
@@ -47,6 +48,23 @@ SMALL = {
         "mamba_head_dim": 16, "ssm_state_size": 16, "n_groups": 2, "chunk_size": 8,
     },
 }  # fmt: skip
+# What a mixer's sizes are called: heads, their width, groups, width of the state, tokens in a chunk, taps, whether the
+# convolution has a bias. Zamba2's width of a head follows from the others.
+_OF_MAMBA2 = ("num_heads", "head_dim", "n_groups", "state_size", "chunk_size", "conv_kernel", "use_conv_bias")
+_OF_BAMBA = (
+    "mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_chunk_size", "mamba_d_conv",
+    "mamba_conv_bias",
+)  # fmt: skip
+SIZES = {
+    "mamba2": _OF_MAMBA2,
+    "bamba": _OF_BAMBA,
+    "granitemoehybrid": _OF_BAMBA,
+    "zamba2": (
+        "n_mamba_heads", None, "mamba_ngroups", "mamba_d_state", "chunk_size", "mamba_d_conv", "use_conv_bias",
+    ),
+    "falcon_h1": _OF_BAMBA,
+    "nemotron_h": ("mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", *_OF_MAMBA2[4:]),
+}  # fmt: skip
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
 
@@ -57,6 +75,17 @@ def prompt():
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 both_implementations = pytest.mark.parametrize("implementation", ["torch", "triton"])
+
+
+def drawn_sizes(family, seed):
+    """Sizes of a mixer that is twice as wide as the model, as its configuration calls them."""
+    choose = random.Random(seed).choice
+    heads = choose([4, 8, 16])
+    sizes = (
+        heads, 128 // heads, choose([1, 2, 4]), choose([8, 16, 24]), choose([4, 16, 32]), choose([2, 3, 4]),
+        choose([True, False]),
+    )  # fmt: skip
+    return {name: size for name, size in zip(SIZES[family], sizes, strict=True) if name is not None}
 
 
 def small_model(family, **fields):
@@ -126,6 +155,18 @@ def test_padding_on_the_left_changes_nothing(family, implementation):
 @both_implementations
 @torch.inference_mode()
 def test_decoding_continues_a_prefill(family, implementation):
+    assert_logits_agree(small_model(family), by_parts(family), implementation)
+
+
+@every_family
+@both_implementations
+@pytest.mark.parametrize("seed", [4, 9, 19])  # among which is every size that is drawn
+@torch.inference_mode()
+def test_mixers_of_other_sizes_compute_what_they_did(family, implementation, seed):
+    assert_logits_agree(small_model(family, **drawn_sizes(family, seed)), by_parts(family), implementation)
+
+
+def by_parts(family):
     """A prefill, two single tokens and a continuation of several, on one cache."""
     name = "cache_params" if family == "mamba2" else "past_key_values"
 
@@ -137,7 +178,7 @@ def test_decoding_continues_a_prefill(family, implementation):
             logits.append(out.logits)
         return torch.cat(logits, dim=1)
 
-    assert_logits_agree(small_model(family), run, implementation)
+    return run
 
 
 @every_family
