@@ -1,7 +1,7 @@
 """What the README claims of two GPUs: the same job by one process and by two, as `python -m bamba bench` measures it.
 
-The gate times what one process does, so that these are claims with a bound, a little under what was measured (1.49 and
-1.58), rather than benchmarks with a baseline: its processes do not repeat them.
+The gate times what one process does, so that these are claims with a bound, a little under what was measured (1.65 and
+1.94), rather than benchmarks with a baseline: its processes do not repeat them.
 """
 
 import json
@@ -40,8 +40,8 @@ def measured(folder, processes, *options):
 @pytest.mark.parametrize(
     ("phase", "options", "way", "least"),
     [
-        pytest.param("decode_s", DECODE, "--tensor-parallel", 1.4, id="decode-batch-1-heads-among-2"),
-        pytest.param("prefill_s", PREFILL, "--sequence-parallel", 1.5, id="prefill-128k-tokens-among-2"),
+        pytest.param("decode_s", DECODE, "--tensor-parallel", 1.6, id="decode-batch-1-heads-among-2"),
+        pytest.param("prefill_s", PREFILL, "--sequence-parallel", 1.7, id="prefill-128k-tokens-among-2"),
     ],
 )
 def test_two_gpus_are_faster_than_one(tmp_path, record_property, phase, options, way, least):
