@@ -1,4 +1,4 @@
-"""Transformers' families of four layers, 2048 wide, on their torch forms and patched: a prompt, and a token after it."""
+"""Transformers' families, four layers 2048 wide, on their torch forms and patched: a prompt, and a token after it."""
 
 import copy
 import functools
