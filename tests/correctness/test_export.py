@@ -57,7 +57,7 @@ def python(code, folder, cwd):
             LOAD_BY_KERNELS,
             marks=pytest.mark.skipif(
                 not any(each.name == "kernels" for each in importlib.metadata.distributions()),
-                reason="Hugging Face's `kernels` is not installed",
+                reason="Hugging Face's `kernels`, the extra `hub`, is not installed",
             ),
         ),
     ],
