@@ -1,10 +1,12 @@
 """Causal attention with grouped key and value heads, partial rotary embeddings, and a cache."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bamba.cache import AttentionCache
 from bamba.config import BambaConfig
@@ -12,6 +14,11 @@ from bamba.operators import Operators
 from bamba.parallel.attention import attend_causally, keys_and_values
 from bamba.positions import Positions, rotate
 from bamba.projections import project, project_each
+
+# cuDNN's attention is the fastest of torch's on CUDA, and makes a plan of 40 ms for every length that a process has not
+# met. From so many tokens on one call wins that back.
+_WORTH_A_PLAN = 32768
+_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -59,7 +66,8 @@ class Attention(nn.Module):
             out = attend_to_cache(q, cache, positions.held, positions.reach)
         else:
             # Packed sequences begin their rows, so that causality alone keeps what follows them out of sight.
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            with _kernels(k.shape[2]):
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out = out.transpose(1, 2)
         if packed is not None:
             out = packed.gather(out)
@@ -92,5 +100,11 @@ def attend_to_cache(q: Tensor, cache: AttentionCache, held: Tensor, reach: int) 
     t = held[:, None] + torch.arange(seqlen, device=q.device)
     seen = torch.arange(reach, device=q.device) <= t[:, :, None]  # (b, t, reach)
     seen = seen[:, None, None].expand(-1, -1, nheads // nheads_kv, -1, -1).flatten(2, 3)
-    out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=seen)
+    with _kernels(reach):
+        out = F.scaled_dot_product_attention(rows, keys, values, attn_mask=seen)
     return cast("Tensor", out.unflatten(2, (-1, seqlen)).flatten(1, 2))
+
+
+def _kernels(reach: int) -> AbstractContextManager[None]:
+    """Which of torch's kernels attend to `reach` tokens."""
+    return sdpa_kernel(_WITHOUT_PLANS) if reach < _WORTH_A_PLAN else nullcontext()

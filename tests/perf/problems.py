@@ -122,8 +122,9 @@ if ON_GPU:
         ScanProblem(ssm="triton", batch=32, seqlen=1024),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, carry="none"),
         ScanProblem(ssm="triton", batch=8, seqlen=2048, carry="none"),
-        # Sixteen prompts of a batch without padding, and as many tokens of one.
+        # Sixteen prompts without padding, as a batch, and as many tokens of one.
         ScanProblem(ssm="triton", batch=1, seqlen=16384, nseqs=16),
+        ScanProblem(ssm="triton", batch=16, seqlen=1024),
         ScanProblem(ssm="triton", batch=1, seqlen=16384),
         # The shapes of other hybrid models: Falcon-H1-1.5B, Mamba-2-2.7B, Zamba2-7B, Nemotron-H-8B, Falcon-H1-34B.
         ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=48, d_state=256),
@@ -134,8 +135,13 @@ if ON_GPU:
         ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=24, headdim=128, d_state=256),
         ScanProblem(ssm="triton", batch=1, seqlen=8192, nheads=24),
         # What other GPUs take, and calls that the Hopper kernels do not.
+        ScanProblem(ssm="portable", batch=1, seqlen=1024),
+        ScanProblem(ssm="portable", batch=1, seqlen=2048),
         ScanProblem(ssm="portable", batch=1, seqlen=8192),
+        ScanProblem(ssm="portable", batch=1, seqlen=32768),
+        ScanProblem(ssm="portable", batch=1, seqlen=131072),
         ScanProblem(ssm="portable", batch=8, seqlen=2048),
+        ScanProblem(ssm="portable", batch=32, seqlen=1024),
         ScanProblem(ssm="chunked", batch=1, seqlen=2048),
     ]
     MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 8192, [2048, 8192], [1, 16, 64, 256]
