@@ -173,7 +173,8 @@ def sized(**changes):
     [
         ({"seqlen": 1024}, 1, 1, 1), ({"seqlen": 2048}, 1, 1, 1), ({}, 1, 1, 1), ({"seqlen": 16384}, 1, 1, 1),
         ({"seqlen": 32768}, 1, 1, 1), ({"seqlen": 65536}, 2, 2, 4),
-        ({"batch": 8, "seqlen": 2048, "nheads": 80}, 1, 1, 1), ({"batch": 8, "seqlen": 2048}, 2, 1, 1), ({"batch": 32, "seqlen": 1024}, 2, 1, 1),
+        ({"batch": 8, "seqlen": 2048}, 2, 1, 1),
+        ({"batch": 8, "seqlen": 2048, "nheads": 80}, 1, 1, 1), ({"batch": 32, "seqlen": 1024}, 2, 1, 1),
         ({"batch": 16, "seqlen": 1024}, 2, 1, 1), ({"seqlen": 16384, "nseqs": 16}, 2, 1, 1),
         ({"nheads": 24}, 2, 11, 1), ({"nheads": 48}, 2, 4, 2), ({"nheads": 80}, 1, 1, 1),
         ({"nheads": 48, "d_state": 256}, 1, 2, 4), ({"nheads": 24, "headdim": 128, "d_state": 256}, 1, 2, 4),

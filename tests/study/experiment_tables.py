@@ -16,7 +16,7 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
     made = {}
     for call in ("prefill", "decode"):
         if found := [row for row in of["compile"] if row.params["call"] == call]:
-            made[f"compile {call}"] = _compile(found)
+            made[f"compile {call}"] = _compile(sorted(found, key=lambda row: int(row.params["layers"])))
     if of["seed"]:
         for layers, cached in product(_values(of["seed"], "layers"), ("False", "True")):
             found = [row for row in of["seed"] if (row.params["layers"], row.params["cached"]) == (layers, cached)]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tests.study.stored import Row
 
-GROUPS = ("peers", "ablation", "regret", "prefill", "decode")
+GROUPS = ("peers", "ablation", "regret", "prefill", "decode", "families prefill", "families decode")
 OURS, SHIPPED = "triton", "as it ships"
 TIMES = " \N{MULTIPLICATION SIGN} "
 SHAPE = f"batch{TIMES}length"
@@ -20,10 +20,11 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         made["ablation"] = _ablation(of["ablation"])
     if of["regret"]:
         made["regret"] = _regret(of["regret"])
-    if of["prefill"]:
-        made["prefill"] = _models(of["prefill"], "tokens", _prefill)
-    if of["decode"]:
-        made["decode"] = _models(of["decode"], "batch", _decode)
+    for call, cell in (("prefill", _prefill), ("decode", _decode)):
+        if of[call]:
+            made[call] = _models(of[call], "tokens" if call == "prefill" else "batch", cell)
+        if found := of[f"families {call}"]:
+            made[f"families {call}"] = _models(found, "family", cell)
     return made
 
 

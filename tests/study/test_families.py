@@ -14,7 +14,6 @@ from tests.perf.problems import DEVICE, DTYPE, MODEL_ERROR, ON_GPU, relative_err
 
 pytestmark = [
     pytest.mark.study,
-    pytest.mark.benchmark(group="families"),
     pytest.mark.skipif(not ON_GPU, reason="compares times of a GPU"),
     pytest.mark.filterwarnings("ignore"),  # transformers' own
 ]
@@ -75,31 +74,33 @@ def first(family):
     return out.logits[:, -1], out[cache_name(family)]
 
 
-def measure(benchmark, family, runs, call, expected, peak=False):
+def measure(benchmark, family, model, call, expected, peak=False):
     """Both round to bf16 on the way, so that they differ by twice what either may be off."""
-    with RUNS[runs]():
+    with RUNS[model]():
         error = relative_error(call().logits[:, -1], expected.double())
         info = {"peak_bytes": cuda.memory(call, DEVICE)["peak_bytes"].worst} if peak else {}
         benchmark.declare(
-            device=DEVICE, error=lambda _: error, error_budget=2 * MODEL_ERROR, asked=f"{family}, {runs}", info=info
+            device=DEVICE, error=lambda _: error, error_budget=2 * MODEL_ERROR, asked=f"{family}, {model}", info=info
         )
         benchmark.pedantic(call, setup=lambda: ((), {}), rounds=3)
 
 
-@pytest.mark.parametrize("runs", RUNS)
+@pytest.mark.benchmark(group="families prefill")
+@pytest.mark.parametrize("model", RUNS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_prefill(benchmark, family, runs):
-    model, token_ids = model_of(family), prompt()[:, :TOKENS]
-    measure(benchmark, family, runs, lambda: model(token_ids, use_cache=True), first(family)[0], peak=True)
+def test_prefill(benchmark, family, model):
+    theirs, token_ids = model_of(family), prompt()[:, :TOKENS]
+    measure(benchmark, family, model, lambda: theirs(token_ids, use_cache=True), first(family)[0], peak=True)
 
 
-@pytest.mark.parametrize("runs", RUNS)
+@pytest.mark.benchmark(group="families decode")
+@pytest.mark.parametrize("model", RUNS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
-def test_decode(benchmark, family, runs):
+def test_decode(benchmark, family, model):
     """Each call appends a token, so only the first result of a cache's copy has a known truth."""
-    model, last, name = model_of(family), prompt()[:, TOKENS:], cache_name(family)
-    expected = model(last, use_cache=True, **{name: copy.deepcopy(first(family)[1])}).logits[:, -1]
+    theirs, last, name = model_of(family), prompt()[:, TOKENS:], cache_name(family)
+    expected = theirs(last, use_cache=True, **{name: copy.deepcopy(first(family)[1])}).logits[:, -1]
     cache = copy.deepcopy(first(family)[1])
-    measure(benchmark, family, runs, lambda: model(last, use_cache=True, **{name: cache}), expected)
+    measure(benchmark, family, model, lambda: theirs(last, use_cache=True, **{name: cache}), expected)
