@@ -1,6 +1,7 @@
 """Compile every pinned configuration of every kernel for devices that are not here: `python -m tests.aot`.
 
-Exit status 0: all compile, nothing spills on sm_90, and registers, spills and shared memory are exactly as stored.
+Exit status 0: all compile, nothing spills on sm_90 but what may, and registers, spills and shared memory are exactly as
+stored.
 """
 
 import argparse
@@ -12,7 +13,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when a kernel is decorated, her
 
 from tests.aot import stored
 from tests.aot.isolated import Failure, available_cores, run_all
-from tests.aot.targets import TARGETS, WITHOUT_SPILLS
+from tests.aot.targets import TARGETS, spills
 
 COMPILE = "tests.aot.worker:compile_one"
 FIND = "tests.aot.worker:find"
@@ -62,11 +63,7 @@ def _compile(target: str, found: dict, options: argparse.Namespace) -> list[str]
                 problems.append(f"{target} · {case} · {name}: {outcome}")
                 continue
             results[case][name] = outcome
-            problems += [
-                f"{target} · {case} · {name}: {metric} must be 0, got {outcome[metric]}"
-                for metric in WITHOUT_SPILLS.get(target, ())
-                if outcome[metric]
-            ]
+            problems += spills(target, case, name, outcome)
     seconds = time.monotonic() - start
     print(f"{target}: {len(different)} binaries for {len(results)} cases in {seconds:.0f} s", flush=True)
     if options.renew:

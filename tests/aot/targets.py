@@ -19,6 +19,9 @@ TARGETS = {
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 # What must be zero, and where: on the device that the configurations are chosen on.
 WITHOUT_SPILLS = {"sm_90": ("spilled_bytes",)}
+# But for these, by case and kernel: bytes at most. Measured, the walk that holds the outputs of a chunk until the next
+# one begins is 9 % faster on packed sequences than one that spills nothing; what it spills is outside its inner loops.
+MAY_SPILL = {("ssd bf16 p64 n128 q256 packed", "_chunk_scan_kernel"): 8}
 
 
 class Driver:
@@ -38,6 +41,16 @@ class Driver:
     def get_current_stream(self, device: int | None = None) -> int:
         """Nothing is launched, so any stream does."""
         return 0
+
+
+def spills(target: str, case: str, kernel: str, used: dict[str, int]) -> list[str]:
+    """One line for each metric of a kernel's resources that is more than what it may spill."""
+    allowed = MAY_SPILL.get((case, kernel), 0)
+    return [
+        f"{target} · {case} · {kernel}: {metric} must be {f'at most {allowed}' if allowed else 0}, got {used[metric]}"
+        for metric in WITHOUT_SPILLS.get(target, ())
+        if used[metric] > allowed
+    ]
 
 
 def resources(kernel: Any) -> dict[str, int]:

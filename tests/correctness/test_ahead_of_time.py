@@ -10,6 +10,7 @@ import pytest
 
 from tests.aot import stored
 from tests.aot.isolated import Failure, run_all
+from tests.aot.targets import MAY_SPILL, spills
 
 pytestmark = pytest.mark.correctness
 
@@ -60,8 +61,28 @@ def test_results_are_stored_for_the_pinned_versions_of_triton(target, tested):
     (version,) = (pin.partition("==")[2] for pin in pins if pin.startswith("triton=="))
     results = json.loads((stored.FOLDER / f"triton-{version}" / f"{target}.json").read_text())
     assert len(results) > 50
-    if target == "sm_90":
-        assert not [used for kernels in results.values() for used in kernels.values() if used["spilled_bytes"]]
+    spilled = [
+        line for case, kernels in results.items() for name, used in kernels.items()
+        for line in spills(target, case, name, used)
+    ]  # fmt: skip
+    assert not spilled
+
+
+def test_what_may_spill_on_sm_90_is_a_stored_kernel_and_as_much_as_one_of_the_pinned_versions_of_triton_spills():
+    stored_results = [json.loads(path.read_text()) for path in stored.FOLDER.glob("triton-*/sm_90.json")]
+    for (case, kernel), allowed in MAY_SPILL.items():
+        assert max(results[case][kernel]["spilled_bytes"] for results in stored_results) == allowed
+
+
+def test_a_kernel_may_spill_where_that_was_allowed_and_no_more():
+    (case, kernel), allowed = next(iter(MAY_SPILL.items()))
+    used = USED | {"spilled_bytes": allowed}
+    assert spills("sm_90", case, kernel, used) == []
+    assert spills("sm_80", case, "_other", used) == []
+    assert spills("sm_90", case, kernel, USED | {"spilled_bytes": allowed + 4}) == [
+        f"sm_90 · {case} · {kernel}: spilled_bytes must be at most {allowed}, got {allowed + 4}"
+    ]
+    assert spills("sm_90", case, "_other", used) == [f"sm_90 · {case} · _other: spilled_bytes must be 0, got {allowed}"]
 
 
 def test_what_differs_from_the_stored_results_is_said_by_case_and_kernel():

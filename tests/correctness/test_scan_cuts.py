@@ -108,6 +108,14 @@ def test_chunk_states_of_several_segments_change_nothing_else():
     assert torch.equal(states[:, -1], final_state)
 
 
+@pytest.mark.parametrize("octaves", [1.0, 6000.0])
+def test_no_bit_depends_on_when_the_outputs_of_a_chunk_are_written(octaves):
+    """Of five chunks, the fourth marked or not: when the next begins, or, with D for every channel, at once."""
+    inputs = decaying(PROBLEM.but(by_channel=False, seqlen=5 * CHUNK + 3).inputs(), {2 * CHUNK + 4: octaves})
+    by_channel = inputs | {"D": inputs["D"][:, None].repeat(1, PROBLEM.headdim)}
+    assert torch.equal(SSD(**inputs), SSD(**by_channel))
+
+
 def test_a_chunk_that_ends_with_a_period_sees_nothing_of_what_follows():
     """Of 40 tokens asked for, 32 are a chunk and 8 another."""
     inputs = PROBLEM.but(chunk_size=40, seqlen=100).inputs()

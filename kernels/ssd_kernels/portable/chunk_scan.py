@@ -17,7 +17,7 @@ from ssd_kernels.portable.configs import chunk_scan_config, tile_size
 from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
 from ssd_kernels.portable.prepare import Prepared
 from ssd_kernels.portable.tiles import count_chunks, load, segment_bounds
-from ssd_kernels.portable.walk import alike, factors, walk_chunk
+from ssd_kernels.portable.walk import alike, factors, no_outputs, walk_chunk, write_plain
 
 
 def chunk_scan(
@@ -103,6 +103,8 @@ def _chunk_scan_kernel(
     PARTS: tl.constexpr = (HEADDIM + BLOCK_P - 1) // BLOCK_P  # tiles of a head
     STATE: tl.constexpr = HEADDIM * D_STATE
     WITH_OUTPUTS: tl.constexpr = y_ptr is not None
+    # Registers would spill where there is more to hold than elsewhere and outputs are held until the next chunk begins.
+    LATE: tl.constexpr = WITH_OUTPUTS and len(strides[3]) < 2 and entering_ptr is None
     x_strides, B_strides, C_strides, initial_strides = strides[0], strides[1], strides[2], strides[4]
     pid = tl.program_id(0)
     row = (pid // (NHEADS * PARTS)).to(tl.int64)  # of all segments
@@ -165,7 +167,10 @@ def _chunk_scan_kernel(
                     whole = tl.where(period % CHUNK == 0, whole, 0)
             run = alike(OTHER == 0, factors_ptr, chunk, NHEADS, last - chunk, whole)
             enter, leave = factors(factors_ptr, chunk, NHEADS)
-            for _ in range(run):
+            outputs = no_outputs(BLOCK_P, BLOCK_T)
+            for index in range(run):
+                if LATE and OTHER == 0:  # of the chunk before, while the copies of this one arrive
+                    write_plain(outputs, D, y_ptrs, first, in_r & (index > 0), DTYPE, BLOCK_T, STRIDES[3])
                 chunk_stop = first + tl.minimum(stop - first, CHUNK)
                 if chunk_states_ptr is not None:
                     chunk_stop = tl.minimum(chunk_stop, period_stop)
@@ -173,10 +178,13 @@ def _chunk_scan_kernel(
                 next_enter, next_leave = factors(factors_ptr, chunk + 1, NHEADS)
                 CB_offset = chunk.to(tl.int64) * (NGROUPS * BLOCK_T * BLOCK_T)
                 vectors_offset = chunk.to(tl.int64) * (NHEADS * VECTORS * BLOCK_T)
-                h = walk_chunk(
+                h, outputs = walk_chunk(
                     h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs,
                     vectors_ptr + vectors_offset, first, chunk_stop, in_r, in_n, DTYPE, BLOCK_T, OTHER == 0, STRIDES,
                 )  # fmt: skip
+                if WITH_OUTPUTS and not LATE and OTHER == 0:
+                    write_plain(outputs, D, y_ptrs, chunk_stop, in_r, DTYPE, BLOCK_T, STRIDES[3])
+                    outputs = no_outputs(BLOCK_P, BLOCK_T)
                 if chunk_states_ptr is not None:
                     ends = (chunk_stop == period_stop) | (chunk_stop == stop)
                     has_row = (table_ptr is None) | (period_row < nperiods)
@@ -187,6 +195,8 @@ def _chunk_scan_kernel(
                 first = chunk_stop
                 chunk += 1
                 enter, leave = next_enter, next_leave
+            if LATE and OTHER == 0:
+                write_plain(outputs, D, y_ptrs, first, in_r & (run > 0), DTYPE, BLOCK_T, STRIDES[3])
     if WITH_OUTPUTS:
         if closed >= 0:
             tl.store(states_ptr + closed.to(tl.int64) * (NHEADS * STATE) + state_offs, h, mask=in_state)

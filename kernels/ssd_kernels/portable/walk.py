@@ -5,6 +5,9 @@
 Channels stand in rows and tokens in columns, so that w x is the left factor of both sums as it is, and h never changes
 places. A chunk that is not plain, with tokens beyond the range of u and w or fewer than others, is a little more work.
 
+What remains to be done for the outputs of a plain chunk after its products is left to :func:`write_plain`, which is
+called when the next chunk begins, while the copies of that one arrive.
+
 Source: Dao and Gu, "Transformers are SSMs" (arXiv:2405.21060), section 6. Reference: :mod:`ssd_kernels.chunked`.
 """
 
@@ -21,12 +24,15 @@ def walk_chunk(
     h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr, y_ptrs, vectors_ptr, first, stop, in_r, in_n,
     DTYPE: tl.constexpr, BLOCK_T: tl.constexpr, PLAIN: tl.constexpr, STRIDES: tl.constexpr,
 ):  # fmt: skip
-    """Write the outputs of a chunk, if y_ptrs is not None, and return the state after it.
+    """The state after a chunk, and what :func:`write_plain` takes to write the outputs of a plain one.
 
-    STRIDES are those of a token in x, B, C and y. PLAIN: the chunk is whole, and within the range. One that is not is
-    made in another way, with the same bits as far as it is within the range: a factor that is a power of two may stand
-    before a product or after.
+    STRIDES are those of a token in x, B, C and y; without y_ptrs there are no outputs. PLAIN: the chunk is whole, and
+    within the range. One that is not is made in another way, with the same bits as far as it is within the range: a
+    factor that is a power of two may stand before a product or after. Its outputs are written at once.
     """
+    if PLAIN:  # before anything that waits for the copies of this chunk
+        h *= enter
+    state = h.to(DTYPE) if tl.bfloat16 == DTYPE else h
     offs_t = tl.arange(0, BLOCK_T)
     rows = offs_t.to(tl.int64)
     start = first.to(tl.int64)
@@ -39,28 +45,60 @@ def walk_chunk(
     x = load((x_ptrs + start * STRIDES[0])[:, None] + rows[None, :] * STRIDES[0], in_r, in_t)  # (R, T)
     wx = x.to(tl.float32) * w  # (R, T)
     zeros = tl.zeros((h.shape[0], BLOCK_T), dtype=tl.float32)
-    if PLAIN:
-        h *= enter
+    outputs = no_outputs(h.shape[0], BLOCK_T)
     if y_ptrs is not None:
         C = load(C_ptrs + start * STRIDES[2] + rows[None, :] * STRIDES[2], in_n, in_t)  # (N, T)
         CB = tl.load(CB_ptr + offs_t[:, None] + offs_t[None, :] * BLOCK_T)  # (T, T), transposed
         if not PLAIN:
             CB = other_products(CB, m_ptr, BLOCK_T)
-        y = dot(h, C, zeros, DTYPE)  # (R, T)
-        if not PLAIN:
-            y *= tl.exp2(tl.load(m_ptr + offs_t))[None, :]
-        y = tl.trans(dot(wx, CB, y, DTYPE) * u)  # back to tokens in rows, as it lies in memory
-        if D is not None:
-            if PLAIN:  # x where y is, to the last bit: a product with 1
+        y = dot(state, C, zeros, DTYPE)  # (R, T)
+    if PLAIN:
+        B = load(B_ptrs + start * STRIDES[1] + rows[:, None] * STRIDES[1], in_t, in_n)  # (T, N)
+        h = dot(wx, B, h, DTYPE) * leave  # before the other products, under which it is scaled
+        if y_ptrs is not None:
+            y = dot(wx, CB, y, DTYPE)
+            x_as_y = y
+            if D is not None:  # x where y is, to the last bit: a product with 1
                 eye = (offs_t[:, None] == offs_t[None, :]).to(DTYPE)
-                x_as_y = tl.trans(dot(x, eye, zeros, DTYPE))
-            else:  # read again: registers are few
+                x_as_y = dot(x, eye, zeros, DTYPE)
+            outputs = y, x_as_y, u
+    else:
+        if y_ptrs is not None:
+            y *= tl.exp2(tl.load(m_ptr + offs_t))[None, :]
+            y = tl.trans(dot(wx, CB, y, DTYPE) * u)  # back to tokens in rows, as it lies in memory
+            if D is not None:  # read again: registers are few
                 x_as_y = load((x_ptrs + start * STRIDES[0])[None, :] + rows[:, None] * STRIDES[0], in_t, in_r)
-            y = tl.fma(D, x_as_y.to(tl.float32), y)  # so that it is one wherever y is from
-        y_tile = y_ptrs + start * STRIDES[3] + rows[:, None] * STRIDES[3]
-        tl.store(y_tile, y.to(DTYPE), mask=in_t[:, None] & in_r[None, :])
-    B = load(B_ptrs + start * STRIDES[1] + rows[:, None] * STRIDES[1], in_t, in_n)  # (T, N)
-    return dot(wx, B, h, DTYPE) * leave if PLAIN else other_state(h, leave, x, w, B, m_ptr, DTYPE, BLOCK_T)
+                y = tl.fma(D, x_as_y.to(tl.float32), y)  # so that it is one wherever y is from
+            y_tile = y_ptrs + start * STRIDES[3] + rows[:, None] * STRIDES[3]
+            tl.store(y_tile, y.to(DTYPE), mask=in_t[:, None] & in_r[None, :])
+        B = load(B_ptrs + start * STRIDES[1] + rows[:, None] * STRIDES[1], in_t, in_n)  # (T, N)
+        h = other_state(h, leave, x, w, B, m_ptr, DTYPE, BLOCK_T)
+    return h, outputs
+
+
+@triton.jit
+def no_outputs(ROWS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """What walk_chunk gives for write_plain, of a chunk that there is not."""
+    zeros = tl.zeros((ROWS, BLOCK_T), dtype=tl.float32)
+    return zeros, zeros, tl.zeros((1, BLOCK_T), dtype=tl.float32)
+
+
+@triton.jit
+def write_plain(outputs, D, y_ptrs, stop, in_r, DTYPE: tl.constexpr, BLOCK_T: tl.constexpr, STRIDE: tl.constexpr):
+    """Write the outputs of the plain chunk that ends at token `stop`, y_ptrs (1, R) where token 0 is written.
+
+    They are stored as (T / 16, 2, 2, 4, R), tokens in the order in which registers hold them: so Triton 3.6 lets them
+    change places between threads at once, and as (T, R) in T / 16 rounds of two barriers each.
+    """
+    y, x_as_y, u = outputs
+    y = tl.trans(y * u)  # back to tokens in rows, as it lies in memory
+    if D is not None:
+        y = tl.fma(D, tl.trans(x_as_y), y)
+    n: tl.constexpr = BLOCK_T // 16
+    y = tl.permute(tl.reshape(y.to(DTYPE), (n, 2, 4, 2, y.shape[1])), (0, 1, 3, 2, 4))
+    rows = tl.permute(tl.reshape(tl.arange(0, BLOCK_T), (n, 2, 4, 2, 1)), (0, 1, 3, 2, 4)).to(tl.int64)
+    y_ptrs += (stop.to(tl.int64) - BLOCK_T) * STRIDE
+    tl.store(y_ptrs[None, None, None, :, :] + rows * STRIDE, y, mask=in_r[None, None, None, None, :])
 
 
 @triton.jit
