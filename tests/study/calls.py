@@ -1,17 +1,21 @@
 """Measuring one scan in one process with the others: the same inputs, truth and count of work for all of them."""
 
 import functools
+import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernelgate import cuda
 from ssd_kernels import get_ssd
 from tests.perf.problems import DEVICE, ON_GPU, SCAN_ERROR, ScanProblem, exact_scan, relative_error
 from tests.what_ran import watched
 
 CHUNK = 64  # the work counted is that of chunks of so many tokens, whatever an implementation's are
+ROUNDS = 25
 
 
 @functools.lru_cache(maxsize=1)
@@ -42,3 +46,14 @@ def measure_scan(benchmark: Any, name: str, shape: str, *, chunk_size: int = 256
             ran=ran,
         )
         benchmark(ssd, **call)
+
+
+def in_turn(*graphs: Callable[[], Any]) -> list[float]:
+    """Median device seconds of each graph, a round of all after another, so that the clock is the same for all."""
+    timer = cuda.device_timer(DEVICE)
+    for graph in graphs:
+        cuda.warm_up(graph, DEVICE)
+    lead = max(map(timer.lead_for, graphs))
+    overhead = timer.overhead_of(graph=True)
+    rounds = [[timer.time(graph, lead, overhead)[0] for graph in graphs] for _ in range(ROUNDS)]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]

@@ -1,6 +1,5 @@
 """How much slower what ships is than the best that the search for configurations finds, measured in turn."""
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from ssd_kernels.tune import fastest, measure, search, taking
 from ssd_kernels.tune_problems import Problem, operator_problems
 from ssd_kernels.tune_scans import hopper_problems
 from tests.perf.problems import DEVICE, ON_GPU, ScanProblem
-from tests.study.calls import CHUNK
+from tests.study.calls import CHUNK, in_turn
 
 pytestmark = [
     pytest.mark.study,
@@ -23,7 +22,6 @@ pytestmark = [
 ]
 
 BUDGET = 0.05
-ROUNDS = 25
 SCANS = ((1, 1024), (1, 8192), (8, 2048), (32, 1024))
 PROBLEMS = {
     "-".join([problem.kernel, *map(str, problem.sizes)]): problem
@@ -54,17 +52,6 @@ def captured(problem: Problem, entry: dict[str, Any], call: Callable[[], Any]) -
     """A graph of the call in one configuration."""
     with taking(problem, entry):
         return cuda.capture(call, DEVICE)
-
-
-def in_turn(*calls: Callable[[], Any]) -> list[float]:
-    """Median seconds of each, a round of all after another, so that the clock is the same for all."""
-    timer = cuda.device_timer(DEVICE)
-    for call in calls:
-        cuda.warm_up(call, DEVICE)
-    lead = max(map(timer.lead_for, calls))
-    overhead = timer.overhead_of(graph=True)
-    rounds = [[timer.time(call, lead, overhead)[0] for call in calls] for _ in range(ROUNDS)]
-    return [statistics.median(times) for times in zip(*rounds, strict=True)]
 
 
 def moved(inputs: dict[str, Any], call: Callable[[], Any]) -> int:
