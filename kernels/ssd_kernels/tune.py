@@ -24,7 +24,7 @@ from torch import Tensor
 from ssd_kernels.device import is_hopper
 from ssd_kernels.portable.pinned import FILE, Entry, device_class, imposed, store
 from ssd_kernels.registry import default_name, get_op
-from ssd_kernels.tune_problems import Problem, device, operator_problems
+from ssd_kernels.tune_problems import Problem, device, linear_problems, operator_problems
 from ssd_kernels.tune_scans import SHAPES, hopper_problems, portable_problems
 
 # Relative error, Frobenius: half a unit in bf16's last place is 1.7e-3 of a result; a fault is far beyond twice that.
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="an operator or kernel; may be repeated")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--tokens", type=_count, default=8192, help="of a prefill (%(default)s)")
-    parser.add_argument("--batch", type=_count, default=64, help="of a decode step (%(default)s)")
+    parser.add_argument("--batch", type=_count, default=64, help="of a decode step, but its projections (%(default)s)")
     scans = " ".join(f"{batch}x{seqlen}" for batch, seqlen in SHAPES)
     parser.add_argument(
         "--scan", action="append", type=_shape, metavar="BATCHxTOKENS", help=f"of a scan; may be repeated ({scans})"
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def all_problems(tokens: int, batch: int, shapes: Sequence[tuple[int, int]], dtype: torch.dtype) -> Iterator[Problem]:
     """What can be searched on this device."""
     yield from operator_problems(tokens, batch)
+    yield from linear_problems(dtype)
     yield from portable_problems(dtype, shapes)
     if is_hopper(torch.device(device())):
         yield from hopper_problems(tokens, shapes)

@@ -1,6 +1,7 @@
 """The calls that `python -m ssd_kernels tune` makes fast, and the configurations that each may take."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor
 from ssd_kernels.portable.pinned import Entry
 
 WARPS = (1, 2, 4, 8, 16)
+TOKENS = (1, 16)  # of linear_step's tiles: a token's alone, and the smallest of a product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,33 @@ def operator_problems(tokens: int, batch: int) -> Iterator[Problem]:
         entry for entry in _entries(blocks, WARPS) if 8 <= entry["block"]["BLOCK_P"] * 4 // entry["num_warps"] <= 64
     ]
     yield Problem(operator="ssd_step", kernel="ssd_step", sizes=(headdim, d_state), make=step, candidates=candidates)
+
+
+def linear_problems(dtype: torch.dtype) -> Iterator[Problem]:
+    """A few tokens' projections of Bamba-9B's: of 4096 inputs to a mixer's 16768 and, paired, to an MLP's 14336."""
+    features = 4096
+
+    def projection(tokens: int, outputs: int, paired: bool, dtype: torch.dtype) -> dict[str, Any]:
+        weights = random(1 + paired, outputs, features, dtype=dtype) / math.sqrt(features)
+        return {
+            "x": random(tokens, features, dtype=dtype),
+            "weight": weights[0],
+            "up_weight": weights[1] if paired else None,
+        }
+
+    for tokens, (outputs, paired) in itertools.product(TOKENS, ((16768, False), (14336, True))):
+        if tokens == 1:
+            blocks = {"BLOCK_O": (2, 4, 8, 16), "BLOCK_I": (256, 512, 1024, 2048), "STAGES": (2, 3)}
+        else:
+            blocks = {"BLOCK_O": (16, 32, 64, 128), "BLOCK_I": (64, 128), "STAGES": (3, 5)}
+        yield Problem(
+            operator="linear_step", kernel="linear_step", dtypes=(dtype,),
+            sizes=(str(dtype).removeprefix("torch."), tokens, int(paired)),
+            make=partial(projection, tokens, outputs, paired), candidates=[
+                entry for entry in _entries({"BLOCK_B": (tokens,), **blocks}, WARPS[2:4]) if tokens > 1
+                or entry["block"]["BLOCK_O"] * entry["block"]["BLOCK_I"] // 32 // entry["num_warps"] in (16, 32, 64)
+            ],
+        )  # fmt: skip
 
 
 def random(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ssd_kernels.hopper import configs as hopper
 from ssd_kernels.interface import Sizes
 from ssd_kernels.portable import configs, pinned
 from ssd_kernels.repeating import Repeated
-from ssd_kernels.tune_problems import Problem, operator_problems
+from ssd_kernels.tune_problems import Problem, linear_problems, operator_problems
 from tests.correctness.operator_calls import CALLS
 from tests.correctness.problems import DEVICE
 
@@ -95,6 +96,11 @@ def test_an_imposed_configuration_ends_with_its_block():
     assert configs.gated_rms_norm_config(4) == before
 
 
+def taken_by_rules(sizes):
+    """The sizes of an entry as the functions of configurations take them: a dtype has a name there."""
+    return [getattr(torch, each) if isinstance(each, str) else each for each in sizes]
+
+
 def unfit(classes):
     """The kernels of a table of which an entry has other fields than the kernel's function takes."""
     functions = {name.removesuffix("_config"): value for name, value in vars(configs).items() if "_config" in name}
@@ -105,10 +111,9 @@ def unfit(classes):
                 if kernel == "hopper_scan":
                     taken = hopper.entry_of(hopper.of_entry(each))["block"]
                 elif kernel == "chunk_scan":
-                    dtype, *sizes = each["sizes"]
-                    taken = configs.chunk_scan_config(getattr(torch, dtype), *sizes, torch.device(DEVICE)).block
+                    taken = configs.chunk_scan_config(*taken_by_rules(each["sizes"]), torch.device(DEVICE)).block
                 else:
-                    taken = functions[kernel](*each["sizes"]).block
+                    taken = functions[kernel](*taken_by_rules(each["sizes"])).block
                 if taken.keys() != each["block"].keys() or not {"num_warps", "num_stages"} <= each.keys():
                     yield kernel
 
@@ -119,11 +124,11 @@ def test_the_table_that_ships_has_what_the_functions_take():
 
 def test_a_table_of_what_is_searched_fits_and_one_with_other_fields_does_not():
     problems = [
-        *operator_problems(tokens=1, batch=1), *tune_scans.portable_problems(torch.bfloat16, [(1, 64)]),
-        *tune_scans.hopper_problems(1, [(1, 64)]),
+        *operator_problems(tokens=1, batch=1), *linear_problems(torch.bfloat16),
+        *tune_scans.portable_problems(torch.bfloat16, [(1, 64)]), *tune_scans.hopper_problems(1, [(1, 64)]),
     ]  # fmt: skip
     found = {each.kernel: [{"sizes": [*each.sizes], **each.candidates[0]}] for each in problems}
-    assert len(found) == 7
+    assert len(found) == 8
     assert [*unfit({"a-gpu": found})] == []
     for kernel, (entry,) in found.items():
         other = {**entry, "block": {**entry["block"], "BLOCK_X": 1}}
@@ -131,14 +136,43 @@ def test_a_table_of_what_is_searched_fits_and_one_with_other_fields_does_not():
 
 
 def test_every_operator_beside_the_scan_is_searched_the_pinned_configuration_among_the_candidates():
-    problems = list(operator_problems(tokens=1, batch=1))
+    linear = [problem for dtype in tune.ERRORS for problem in linear_problems(dtype)]
+    problems = [*operator_problems(tokens=1, batch=1), *linear]
     assert {problem.operator for problem in problems} == {
-        "causal_conv1d", "causal_conv1d_step", "gated_rms_norm", "ssd_step"
+        "causal_conv1d", "causal_conv1d_step", "gated_rms_norm", "ssd_step", "linear_step"
     }  # fmt: skip
     for problem in problems:
-        config = getattr(configs, f"{problem.operator}_config")(*problem.sizes)
+        config = getattr(configs, f"{problem.operator}_config")(*taken_by_rules(problem.sizes))
         assert config.block in [each["block"] for each in problem.candidates], problem.operator
         assert len({json.dumps(each, sort_keys=True) for each in problem.candidates}) == len(problem.candidates) > 10
+
+
+def test_an_entry_for_a_projection_is_for_its_dtype_tokens_and_number_of_weights(table, monkeypatch):
+    monkeypatch.setattr(tune_problems, "random", partial(torch.empty, device="meta"))
+    calls = {(dtype, tokens, paired) for dtype in tune.ERRORS for tokens in (1, 16, 64) for paired in (False, True)}
+    other = {"block": {"BLOCK_B": 16, "BLOCK_O": 32, "BLOCK_I": 32, "STAGES": 1}, "num_warps": 2, "num_stages": 2}
+    for problem in linear_problems(torch.bfloat16):
+        pinned.store({"linear_step": [{"sizes": [*problem.sizes], **other}]}, table)
+        taken = {call for call in calls if configs.linear_step_config(*call).block == other["block"]}
+        made = problem.make(torch.bfloat16)
+        assert taken == {(torch.bfloat16, made["x"].shape[0], made["up_weight"] is not None)}
+        table.unlink()
+
+
+def test_the_search_imposes_each_candidate_on_a_projection(monkeypatch):
+    calls, taken = CALLS["linear_step"](), []
+
+    def step(**inputs):
+        taken.append(configs.linear_step_config(inputs["x"].dtype, 2, False).block)
+        return get_op("linear_step", "triton")(**inputs)
+
+    monkeypatch.setattr(tune, "get_op", lambda operator, name: step if name == "triton" else get_op(operator, name))
+    (problem, *_) = (each for each in linear_problems(torch.float32) if each.sizes[1:] == (16, 0))
+    few_candidates = [each for each in problem.candidates if each["num_warps"] == 4][:2]
+    small = Problem(**{**vars(problem), "make": lambda _: calls, "candidates": few_candidates})
+    trials = tune.search(small, torch.float32, lambda _: 1.0)
+    assert [trial.fault for trial in trials] == ["", ""]
+    assert taken == [each["block"] for each in few_candidates]
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="it would search")

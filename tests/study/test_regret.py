@@ -10,8 +10,8 @@ import torch
 from kernelgate import cuda
 from ssd_kernels import get_op
 from ssd_kernels.tune import fastest, measure, search, taking
-from ssd_kernels.tune_problems import Problem, operator_problems
-from ssd_kernels.tune_scans import hopper_problems
+from ssd_kernels.tune_problems import Problem, linear_problems, operator_problems
+from ssd_kernels.tune_scans import hopper_problems, portable_problems
 from tests.perf.problems import DEVICE, ON_GPU, ScanProblem
 from tests.study.calls import CHUNK, in_turn
 
@@ -23,15 +23,27 @@ pytestmark = [
 
 BUDGET = 0.05
 SCANS = ((1, 1024), (1, 8192), (8, 2048), (32, 1024))
+# The heads of the first have a multiprocessor each, those of the second share them.
+PORTABLE_SCANS = ((1, 8192), (8, 2048))
 PROBLEMS = {
     "-".join([problem.kernel, *map(str, problem.sizes)]): problem
-    for problem in (*operator_problems(8192, 64), *hopper_problems(8192, SCANS))
+    for problem in (*operator_problems(8192, 64), *linear_problems(torch.bfloat16), *hopper_problems(8192, SCANS))
 }
+NAMES = [*PROBLEMS, *(f"chunk_scan-{batch}x{seqlen}" for batch, seqlen in PORTABLE_SCANS)]
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+def problem_of(name: str) -> Problem:
+    """The problem of a name; those of the portable scan ask the device, which collection does not."""
+    if name in PROBLEMS:
+        return PROBLEMS[name]
+    batch, seqlen = map(int, name.removeprefix("chunk_scan-").split("x"))
+    (problem,) = portable_problems(torch.bfloat16, [(batch, seqlen)])
+    return problem
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_regret(benchmark, name):
-    problem = PROBLEMS[name]
+    problem = problem_of(name)
     if problem.implementation == "hopper" and torch.cuda.get_device_capability(DEVICE) != (9, 0):
         pytest.skip("the Hopper scan needs compute capability 9.0")
     inputs = problem.make(torch.bfloat16)
@@ -67,6 +79,9 @@ def operations(problem: Problem, inputs: dict[str, Any]) -> int:
     if problem.operator == "ssd":
         batch, seqlen = inputs["x"].shape[:2]
         return ScanProblem(ssm="", batch=batch, seqlen=seqlen, chunk_size=CHUNK).flops
+    if problem.operator == "linear_step":
+        weights = [inputs[name] for name in ("weight", "up_weight") if inputs[name] is not None]
+        return 2 * inputs["x"].shape[0] * sum(weight.numel() for weight in weights)
     walked = {"causal_conv1d": ("x", 12), "causal_conv1d_step": ("x", 12), "gated_rms_norm": ("y", 10)}
     name, each = walked.get(problem.operator, ("state", 6))
     return inputs[name].numel() * each

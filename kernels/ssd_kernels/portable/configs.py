@@ -1,7 +1,8 @@
 """Every launch configuration of the portable kernels, pinned; none is searched for at run time.
 
 Chosen on an H200; `docs/kernel_log.md` has the measurements. For other devices, and for the operators beside the scan,
-`python -m ssd_kernels tune` puts what it finds into the table of :mod:`ssd_kernels.portable.pinned`, which comes first.
+`python -m ssd_kernels tune` puts what it finds into the table of :mod:`ssd_kernels.portable.pinned`, which comes first;
+attention_step, rms_norm and swiglu are not searched, and have their rules alone.
 """
 
 import math
@@ -106,7 +107,8 @@ def attention_step_config(dtype: torch.dtype, max_len: int, heads: int) -> Confi
 def linear_step_config(dtype: torch.dtype, batch: int, paired: bool) -> Config:
     """BLOCK_B: tokens; BLOCK_O: outputs, of each weight where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
     block_b = 1 if batch == 1 else tile_size(batch)
-    return _pinned("linear_step", block_b, int(paired)) or _linear_step(dtype, block_b, paired)
+    named = str(dtype).removeprefix("torch.")
+    return _pinned("linear_step", named, block_b, int(paired)) or _linear_step(dtype, block_b, paired)
 
 
 def ssd_step_config(headdim: int, d_state: int) -> Config:
