@@ -103,8 +103,6 @@ def _chunk_scan_kernel(
     PARTS: tl.constexpr = (HEADDIM + BLOCK_P - 1) // BLOCK_P  # tiles of a head
     STATE: tl.constexpr = HEADDIM * D_STATE
     WITH_OUTPUTS: tl.constexpr = y_ptr is not None
-    # Registers would spill where there is more to hold than elsewhere and outputs are held until the next chunk begins.
-    LATE: tl.constexpr = WITH_OUTPUTS and len(strides[3]) < 2 and entering_ptr is None
     x_strides, B_strides, C_strides, initial_strides = strides[0], strides[1], strides[2], strides[4]
     pid = tl.program_id(0)
     row = (pid // (NHEADS * PARTS)).to(tl.int64)  # of all segments
@@ -169,7 +167,7 @@ def _chunk_scan_kernel(
             enter, leave = factors(factors_ptr, chunk, NHEADS)
             outputs = no_outputs(BLOCK_P, BLOCK_T)
             for index in range(run):
-                if LATE and OTHER == 0:  # of the chunk before, while the copies of this one arrive
+                if WITH_OUTPUTS and OTHER == 0:  # of the chunk before, while the copies of this one arrive
                     write_plain(outputs, D, y_ptrs, first, in_r & (index > 0), DTYPE, BLOCK_T, STRIDES[3])
                 chunk_stop = first + tl.minimum(stop - first, CHUNK)
                 if chunk_states_ptr is not None:
@@ -182,9 +180,6 @@ def _chunk_scan_kernel(
                     h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs,
                     vectors_ptr + vectors_offset, first, chunk_stop, in_r, in_n, DTYPE, BLOCK_T, OTHER == 0, STRIDES,
                 )  # fmt: skip
-                if WITH_OUTPUTS and not LATE and OTHER == 0:
-                    write_plain(outputs, D, y_ptrs, chunk_stop, in_r, DTYPE, BLOCK_T, STRIDES[3])
-                    outputs = no_outputs(BLOCK_P, BLOCK_T)
                 if chunk_states_ptr is not None:
                     ends = (chunk_stop == period_stop) | (chunk_stop == stop)
                     has_row = (table_ptr is None) | (period_row < nperiods)
@@ -195,7 +190,7 @@ def _chunk_scan_kernel(
                 first = chunk_stop
                 chunk += 1
                 enter, leave = next_enter, next_leave
-            if LATE and OTHER == 0:
+            if WITH_OUTPUTS and OTHER == 0:
                 write_plain(outputs, D, y_ptrs, first, in_r & (run > 0), DTYPE, BLOCK_T, STRIDES[3])
     if WITH_OUTPUTS:
         if closed >= 0:
