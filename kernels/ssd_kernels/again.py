@@ -29,7 +29,7 @@ def again(
         options: everything else.
         indices: of `inputs`, whose values are checked where the host can read them: at every call.
     """
-    if is_watched() or is_heard() or (indices is not None and not indices.is_cuda):
+    if is_watched() or is_heard() or (indices is not None and not getattr(indices, "is_cuda", False)):
         return run()
     addresses: list[int] = []
     # Options that are equal mean the same where their types do: `groups` may be 1, and not True.

@@ -16,16 +16,37 @@ def wants_gradient(tensors: Iterable[object]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in tensors)
 
 
-def expect_ndim(name: str, tensor: Tensor, meaning: str) -> None:
-    """Expect the dimensions that `meaning`, such as "(batch, channels)", lists."""
+def expect_tensor(name: str, tensor: object, *, optional: bool = False) -> None:
+    """Expect a tensor, or None where it is optional.
+
+    The checks of shapes do, too: every tensor of a call passes one of them before anything is asked of it.
+    """
+    if not isinstance(tensor, Tensor) and not (optional and tensor is None):
+        raise no_tensor(name, tensor, optional=optional)
+
+
+def no_tensor(name: str, value: object, *, optional: bool = False) -> TypeError:
+    """The error about what should be a tensor, and is not."""
+    expected = "a tensor or None" if optional else "a tensor"
+    return TypeError(f"{name} must be {expected}, got {reprlib.repr(value)}")
+
+
+def expect_ndim(name: str, tensor: object, meaning: str) -> None:
+    """Expect a tensor with the dimensions that `meaning`, such as "(batch, channels)", lists."""
+    if not isinstance(tensor, Tensor):
+        raise no_tensor(name, tensor)
     expected = meaning.count(",") + 1
     if tensor.ndim != expected:
         raise ValueError(f"{name} must have {expected} dimensions {meaning}, got shape {tuple(tensor.shape)}")
 
 
-def expect_shape(name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...]) -> None:
-    """Expect a shape, of a tensor that is given."""
-    if tensor is not None and tensor.shape != shape:
+def expect_shape(
+    name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...], *, optional: bool = False
+) -> None:
+    """Expect a tensor of a shape, or None where it is optional."""
+    if not isinstance(tensor, Tensor):
+        expect_tensor(name, tensor, optional=optional)
+    elif tensor.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(tensor.shape)}")
 
 
@@ -51,10 +72,10 @@ def expect_device(of: str, main: Tensor, **others: Tensor | None) -> None:
 
 def expect_skip(D: Tensor | None, nheads: int, headdim: int) -> None:
     """Expect a skip connection per head or per channel, if there is one."""
-    if D is not None and D.ndim == 2:
+    if isinstance(D, Tensor) and D.ndim == 2:
         expect_shape("D", D, "(nheads, headdim)", (nheads, headdim))
     else:
-        expect_shape("D", D, "(nheads,)", (nheads,))
+        expect_shape("D", D, "(nheads,)", (nheads,), optional=True)
 
 
 def expect_dt_limit(dt_limit: tuple[float, float]) -> None:
@@ -69,7 +90,7 @@ def expect_slots(slots: Tensor | None, batch: int, nslots: int, of: str) -> None
         if batch > nslots:
             raise ValueError(f"{of} must have at least as many slots as there are rows, {batch}, got {nslots}")
         return
-    expect_shape("slots", slots, "(batch,)", (batch,))
+    expect_shape("slots", slots, "(batch,)", (batch,), optional=True)
     expect_dtype("slots", slots, INDICES)
 
 
@@ -86,8 +107,9 @@ def expect_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> int:
     """Expect bounds of sequences packed in x (1, seqlen, …), and return nseqs; values are read as those of slots are.
 
     Raises:
-        ValueError, TypeError: a shape, device, dtype or value that does not fit.
+        ValueError, TypeError: a shape, device, dtype or value that does not fit, or no tensor.
     """
+    expect_tensor("cu_seqlens", cu_seqlens, optional=True)
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 1:
         raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), nseqs >= 0, got {tuple(cu_seqlens.shape)}")
     expect_dtype("cu_seqlens", cu_seqlens, INDICES)

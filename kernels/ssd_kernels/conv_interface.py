@@ -105,10 +105,10 @@ def check_conv(
 ) -> int:
     """Check the arguments of :class:`CausalConv1d` and return its number of sequences."""
     expect_ndim("x", x, "(batch, seqlen, channels)")
-    width = _check_taps(x, weight, bias, activation)
+    width = _check_taps("x", x, weight, bias, activation)
     nseqs = x.shape[0] if cu_seqlens is None else expect_cu_seqlens(cu_seqlens, x)
     meaning = f"({'batch' if cu_seqlens is None else 'nseqs'}, channels, width - 1)"
-    expect_shape("initial_window", initial_window, meaning, (nseqs, x.shape[2], width - 1))
+    expect_shape("initial_window", initial_window, meaning, (nseqs, x.shape[2], width - 1), optional=True)
     expect_same_dtype("initial_window", initial_window, "x", x)
     expect_device("x", x, weight=weight, bias=bias, initial_window=initial_window, cu_seqlens=cu_seqlens)
     return nseqs
@@ -118,25 +118,33 @@ def check_conv_step(
     x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, slots: Tensor | None
 ) -> None:
     """Check the arguments of :class:`CausalConv1dStep`, but for the values of slots."""
-    expect_ndim("x", x, "(batch, channels)")
+    check_conv_step_of("x", x, window, weight, bias, activation, slots)
+
+
+def check_conv_step_of(
+    name: str, x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None,
+    slots: Tensor | None,
+) -> None:  # fmt: skip
+    """As :func:`check_conv_step`, of an x that the caller knows by another name."""
+    expect_ndim(name, x, "(batch, channels)")
     expect_ndim("window", window, "(nslots, channels, width - 1)")
-    width = _check_taps(x, weight, bias, activation)
+    width = _check_taps(name, x, weight, bias, activation)
     nslots = window.shape[0]
     expect_shape("window", window, "(nslots, channels, width - 1)", (nslots, x.shape[1], width - 1))
-    expect_same_dtype("window", window, "x", x)
+    expect_same_dtype("window", window, name, x)
     expect_slots(slots, x.shape[0], nslots, "window")
-    expect_device("x", x, window=window, weight=weight, bias=bias, slots=slots)
+    expect_device(name, x, window=window, weight=weight, bias=bias, slots=slots)
 
 
-def _check_taps(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
+def _check_taps(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> int:
     channels = x.shape[-1]
     expect_ndim("weight", weight, "(channels, width)")
     width = weight.shape[1]
     expect_shape("weight", weight, "(channels, width)", (channels, width))
-    expect_shape("bias", bias, "(channels,)", (channels,))
+    expect_shape("bias", bias, "(channels,)", (channels,), optional=True)
     if width < 1:
         raise ValueError(f"weight: width must be at least 1, got {width}")
-    expect_dtype("x", x)
+    expect_dtype(name, x)
     expect_dtype("weight", weight)
     expect_dtype("bias", bias)
     if activation not in ACTIVATIONS:

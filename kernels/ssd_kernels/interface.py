@@ -20,6 +20,7 @@ from ssd_kernels.checks import (
     expect_same_dtype,
     expect_shape,
     expect_skip,
+    expect_tensor,
     sequence_bounds,
 )
 
@@ -183,9 +184,11 @@ def check_inputs(
     expect_shape("B", B, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
     expect_shape("C", C, "(batch, seqlen, ngroups, d_state)", (batch, seqlen, ngroups, d_state))
     expect_skip(D, nheads, headdim)
-    expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
+    expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,), optional=True)
     sequences = "batch" if cu_seqlens is None else "nseqs"
-    expect_shape("initial_state", initial_state, f"({sequences}, nheads, headdim, d_state)", sizes.state_shape)
+    expect_shape(
+        "initial_state", initial_state, f"({sequences}, nheads, headdim, d_state)", sizes.state_shape, optional=True
+    )
     if min(nheads, headdim, ngroups, d_state) < 1:
         raise ValueError(f"nheads, headdim, ngroups and d_state must be at least 1, got {sizes}")
     if nheads % ngroups:
@@ -206,6 +209,7 @@ def check_inputs(
 
 
 def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+    expect_tensor("cu_seqlens", cu_seqlens, optional=True)
     if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 1:
         raise ValueError(f"cu_seqlens must have shape (nseqs + 1,), got {tuple(cu_seqlens.shape)}")
     if cu_seqlens.numel() == 1 and x.shape[1] > 0:

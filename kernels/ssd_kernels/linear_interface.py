@@ -94,11 +94,11 @@ def check_linear_step(
     batch, features = x.shape
     outputs = weight.shape[0]
     expect_shape("weight", weight, "(out_features, in_features)", (outputs, features))
-    expect_shape("bias", bias, "(out_features,)", (outputs,))
-    expect_shape("gate", gate, "(batch, in_features)", (batch, features))
-    expect_shape("norm_weight", norm_weight, "(in_features,)", (features,))
-    expect_shape("up_weight", up_weight, "(out_features, in_features)", (outputs, features))
-    expect_shape("residual", residual, "(batch, out_features)", (batch, outputs))
+    expect_shape("bias", bias, "(out_features,)", (outputs,), optional=True)
+    expect_shape("gate", gate, "(batch, in_features)", (batch, features), optional=True)
+    expect_shape("norm_weight", norm_weight, "(in_features,)", (features,), optional=True)
+    expect_shape("up_weight", up_weight, "(out_features, in_features)", (outputs, features), optional=True)
+    expect_shape("residual", residual, "(batch, out_features)", (batch, outputs), optional=True)
     if features < 1:
         raise ValueError(f"x: in_features must be at least 1, got {features}")
     if not 0 <= eps < math.inf:

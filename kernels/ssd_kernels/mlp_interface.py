@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssd_kernels.checks import expect_device, expect_dtype, expect_same_dtype, expect_shape
+from ssd_kernels.checks import expect_device, expect_dtype, expect_same_dtype, expect_shape, expect_tensor
 
 
 class RMSNorm(Protocol):
@@ -70,6 +70,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 def check_rms_norm(x: Tensor, weight: Tensor, eps: float) -> None:
     """Check the arguments of :class:`RMSNorm` against each other."""
+    expect_tensor("x", x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must have a last dimension of at least one element, got shape {tuple(x.shape)}")
     expect_shape("weight", weight, "(width,)", (x.shape[-1],))
@@ -82,6 +83,7 @@ def check_rms_norm(x: Tensor, weight: Tensor, eps: float) -> None:
 
 def check_swiglu(gate: Tensor, up: Tensor) -> None:
     """Check the arguments of :class:`SwiGLU` against each other."""
+    expect_tensor("gate", gate)
     expect_shape("up", up, "that of gate", tuple(gate.shape))
     expect_dtype("gate", gate)
     expect_same_dtype("up", up, "gate", gate)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssd_kernels.checks import expect_device, expect_dtype, expect_shape
+from ssd_kernels.checks import expect_device, expect_dtype, expect_shape, expect_tensor
 
 
 class GatedRMSNorm(Protocol):
@@ -50,6 +50,7 @@ def gated_rms_norm(y: Tensor, z: Tensor, weight: Tensor, *, eps: float, groups: 
 
 def check_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, groups: int) -> None:
     """Check the arguments of :class:`GatedRMSNorm` against each other."""
+    expect_tensor("y", y)
     if y.ndim < 1 or y.shape[-1] < 1:
         raise ValueError(f"y must have shape (…, width), width at least 1, got {tuple(y.shape)}")
     width = y.shape[-1]

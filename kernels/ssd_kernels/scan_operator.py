@@ -43,7 +43,7 @@ def call_scan(
     # it is on a CPU.
     if (
         type(chunk_size) is int
-        and (cu_seqlens is None or cu_seqlens.is_cuda)
+        and (cu_seqlens is None or getattr(cu_seqlens, "is_cuda", False))
         and not (return_chunk_states or is_watched() or is_heard())
     ):
         options = (name, chunk_size, dt_softplus, dt_limit, carry, bool(return_final_state))

@@ -16,7 +16,7 @@ from ssd_kernels.checks import (
     expect_skip,
     expect_slots,
 )
-from ssd_kernels.conv_interface import check_conv_step
+from ssd_kernels.conv_interface import check_conv_step_of
 
 
 class SSDStep(Protocol):
@@ -124,6 +124,14 @@ def check_ssd_step(
     dt_bias: Tensor | None, dt_limit: tuple[float, float], slots: Tensor | None,
 ) -> None:  # fmt: skip
     """Check the arguments of :class:`SSDStep`, but for the values of slots."""
+    _check_step("x", "B", state, x, dt, A, B, C, D, z, dt_bias, dt_limit, slots)
+
+
+def _check_step(
+    x_name: str, B_name: str, state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    z: Tensor | None, dt_bias: Tensor | None, dt_limit: tuple[float, float], slots: Tensor | None,
+) -> None:  # fmt: skip
+    """As :func:`check_ssd_step`, of an x and a B that may be parts of what the caller knows by another name."""
     expect_ndim("x", x, "(batch, nheads, headdim)")
     expect_ndim("B", B, "(batch, ngroups, d_state)")
     expect_ndim("state", state, "(nslots, nheads, headdim, d_state)")
@@ -132,7 +140,7 @@ def check_ssd_step(
     if min(nheads, headdim, ngroups, d_state) < 1:
         raise ValueError(f"x and B must have at least one head and state, got {tuple(x.shape)} and {tuple(B.shape)}")
     if nheads % ngroups:
-        raise ValueError(f"B: ngroups must divide nheads {nheads}, got ngroups {ngroups}")
+        raise ValueError(f"{B_name}: ngroups must divide nheads {nheads}, got ngroups {ngroups}")
     state_shape = (state.shape[0], nheads, headdim, d_state)
     expect_shape("state", state, "(nslots, nheads, headdim, d_state)", state_shape)
     expect_shape("dt", dt, "(batch, nheads)", (batch, nheads))
@@ -140,8 +148,8 @@ def check_ssd_step(
     expect_shape("B", B, "(batch, ngroups, d_state)", (batch, ngroups, d_state))
     expect_shape("C", C, "(batch, ngroups, d_state)", (batch, ngroups, d_state))
     expect_skip(D, nheads, headdim)
-    expect_shape("z", z, "(batch, nheads, headdim)", (batch, nheads, headdim))
-    expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,))
+    expect_shape("z", z, "(batch, nheads, headdim)", (batch, nheads, headdim), optional=True)
+    expect_shape("dt_bias", dt_bias, "(nheads,)", (nheads,), optional=True)
     expect_slots(slots, batch, state.shape[0], "state")
 
     for name, tensor in (("x", x), ("dt", dt), ("A", A), ("D", D), ("z", z), ("dt_bias", dt_bias)):
@@ -150,7 +158,7 @@ def check_ssd_step(
     expect_same_dtype("C", C, "x", x)
     # An fp64 state is for fp64 inputs: with others, no implementation would compute what it can hold.
     expect_dtype("state", state, FLOATING if x.dtype == FLOATING[0] else FLOATING[1:])
-    expect_device("x", x, state=state, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, slots=slots)
+    expect_device(x_name, x, state=state, dt=dt, A=A, B=B, C=C, D=D, z=z, dt_bias=dt_bias, slots=slots)
     expect_dt_limit(dt_limit)
 
 
@@ -169,13 +177,14 @@ def check_mixer_step(
         raise ValueError(
             f"xBC: conv_dim must be nheads · headdim {d_inner} + 2 · ngroups · d_state {d_state}, got {xBC.shape[1]}"
         )
-    expect_shape("z", z, "(batch, nheads · headdim)", (xBC.shape[0], d_inner))
+    expect_shape("z", z, "(batch, nheads · headdim)", (xBC.shape[0], d_inner), optional=True)
+    expect_ndim("window", window, "(nslots, conv_dim, width - 1)")
     if window.shape[0] != nslots:
         raise ValueError(f"window must have the slots of state, {nslots}, got {window.shape[0]}")
-    check_conv_step(xBC, window, weight, bias, activation, slots)
+    check_conv_step_of("xBC", xBC, window, weight, bias, activation, slots)
     x, B, C = mixer_parts(xBC, state)
     gate = None if z is None else z.unflatten(-1, (nheads, headdim))
-    check_ssd_step(state, x, dt, A, B, C, D=D, z=gate, dt_bias=dt_bias, dt_limit=dt_limit, slots=slots)
+    _check_step("xBC", "xBC", state, x, dt, A, B, C, D, gate, dt_bias, dt_limit, slots)
 
 
 def mixer_parts(xBC: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
