@@ -20,8 +20,13 @@ SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "g
 # What must be zero, and where: on the device that the configurations are chosen on.
 WITHOUT_SPILLS = {"sm_90": ("spilled_bytes",)}
 # But for these, by case and kernel: bytes at most. Measured, the walk that holds the outputs of a chunk until the next
-# one begins is 9 % faster on packed sequences than one that spills nothing; what it spills is outside its inner loops.
-MAY_SPILL = {("ssd bf16 p64 n128 q256 packed", "_chunk_scan_kernel"): 8}
+# one begins is 9 to 15 % faster on packed and continued sequences than one that spills nothing, and one that chooses
+# by launch is about twice as slow where it does not hold them.
+MAY_SPILL = {
+    ("ssd bf16 p64 n128 q256 packed", "_chunk_scan_kernel"): 8,
+    ("ssd bf16 p64 n128 q256 segments", "_chunk_scan_kernel #2"): 16,
+    ("ssd bf16 p64 n128 q256 continued", "_chunk_scan_kernel"): 40,
+}
 
 
 class Driver:
