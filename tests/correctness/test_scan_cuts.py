@@ -109,7 +109,7 @@ def test_chunk_states_of_several_segments_change_nothing_else():
 
 
 @pytest.mark.parametrize("octaves", [1.0, 6000.0])
-def test_outputs_of_every_chunk_are_written_whichever_form_D_has(octaves):
+def test_outputs_of_every_chunk_are_written_for_either_form_of_the_skip(octaves):
     """Those of a plain chunk when the next begins; of five chunks, the fourth marked or not."""
     inputs = decaying(PROBLEM.but(by_channel=False, seqlen=5 * CHUNK + 3).inputs(), {2 * CHUNK + 4: octaves})
     check_inputs_within_budget("triton", inputs)
