@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         _run(args)
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         parser.error(str(error))
     return 0
 

@@ -22,19 +22,13 @@ def expect_tensor(name: str, tensor: object, *, optional: bool = False) -> None:
     The checks of shapes do, too: every tensor of a call passes one of them before anything is asked of it.
     """
     if not isinstance(tensor, Tensor) and not (optional and tensor is None):
-        raise no_tensor(name, tensor, optional=optional)
+        expected = "a tensor or None" if optional else "a tensor"
+        raise TypeError(f"{name} must be {expected}, got {reprlib.repr(tensor)}")
 
 
-def no_tensor(name: str, value: object, *, optional: bool = False) -> TypeError:
-    """The error about what should be a tensor, and is not."""
-    expected = "a tensor or None" if optional else "a tensor"
-    return TypeError(f"{name} must be {expected}, got {reprlib.repr(value)}")
-
-
-def expect_ndim(name: str, tensor: object, meaning: str) -> None:
+def expect_ndim(name: str, tensor: Tensor, meaning: str) -> None:
     """Expect a tensor with the dimensions that `meaning`, such as "(batch, channels)", lists."""
-    if not isinstance(tensor, Tensor):
-        raise no_tensor(name, tensor)
+    expect_tensor(name, tensor)
     expected = meaning.count(",") + 1
     if tensor.ndim != expected:
         raise ValueError(f"{name} must have {expected} dimensions {meaning}, got shape {tuple(tensor.shape)}")
@@ -44,9 +38,8 @@ def expect_shape(
     name: str, tensor: Tensor | None, meaning: str, shape: tuple[int, ...], *, optional: bool = False
 ) -> None:
     """Expect a tensor of a shape, or None where it is optional."""
-    if not isinstance(tensor, Tensor):
-        expect_tensor(name, tensor, optional=optional)
-    elif tensor.shape != shape:
+    expect_tensor(name, tensor, optional=optional)
+    if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} must have shape {meaning} = {shape}, got {tuple(tensor.shape)}")
 
 

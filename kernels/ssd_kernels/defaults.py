@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssd_kernels.checks import no_tensor
+from ssd_kernels.checks import expect_tensor
 from ssd_kernels.registry import default_name, get_op
 
 
@@ -64,7 +64,6 @@ def swiglu(gate: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return _default("swiglu", "gate", gate)(gate, *args, **kwargs)  # type: ignore[no-any-return]
 
 
-def _default(operator: str, name: str, tensor: object) -> Any:
-    if not isinstance(tensor, Tensor):
-        raise no_tensor(name, tensor)
+def _default(operator: str, name: str, tensor: Tensor) -> Any:
+    expect_tensor(name, tensor)
     return get_op(operator, default_name(tensor.device.type, operator))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from triton.runtime import driver
 
-from ssd_kernels.checks import no_tensor
+from ssd_kernels.checks import expect_tensor
 from ssd_kernels.inductor import foreseen
 from ssd_kernels.watching import is_watched
 
@@ -86,15 +86,14 @@ def _are_taken(name: str, args: tuple[Any, ...]) -> bool:
     return True
 
 
-def expect_runnable(name: str, tensor: object, *, instead: str = "torch") -> None:
+def expect_runnable(name: str, tensor: Tensor, *, instead: str = "torch") -> None:
     """Expect what the kernels can work on here; `instead` is the implementation for a CPU.
 
     Raises:
         TypeError: fp64, or no tensor.
         RuntimeError: a tensor on a CPU, and Triton's interpreter is off.
     """
-    if not isinstance(tensor, Tensor):
-        raise no_tensor(name, tensor)
+    expect_tensor(name, tensor)
     if tensor.dtype == torch.float64:
         raise TypeError(f"{name}: dtype must be float32, bfloat16 or float16 for 'triton', got torch.float64")
     if tensor.is_cpu and os.environ.get("TRITON_INTERPRET") != "1":

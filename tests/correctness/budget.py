@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ssd_kernels.reference import recurrent
-from tests.correctness.problems import alone, upcast
+from tests.correctness.problems import alone
+from tests.precision import upcast
 
 ULPS = 4
 ENOUGH_FOR_AN_AVERAGE = 1000

@@ -208,12 +208,6 @@ def covering(*required: str) -> Callable[[Callable[..., None]], Callable[..., No
     return decorate
 
 
-def upcast(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same inputs in fp64: the values that a kernel was given, not those they were rounded from."""
-    floating = {name for name, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    return {name: value.double() if name in floating else value for name, value in inputs.items()}
-
-
 def tokens(inputs: dict[str, Any], part: slice, initial_state: Tensor | None) -> dict[str, Any]:
     """The inputs of some of the tokens, starting from a given state."""
     cut = {name: inputs[name][:, part] for name in ("x", "dt", "B", "C")}

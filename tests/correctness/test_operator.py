@@ -8,7 +8,8 @@ import torch
 
 import ssd_kernels.portable  # noqa: F401 -- defines the operator
 from ssd_kernels import get_ssd
-from tests.correctness.problems import DEVICE, Problem, upcast
+from tests.correctness.problems import DEVICE, Problem
+from tests.precision import upcast
 
 pytestmark = pytest.mark.correctness
 

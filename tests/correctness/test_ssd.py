@@ -9,7 +9,8 @@ from ssd_kernels.reference import recurrent
 from tests.correctness.budget import assert_same_computation, assert_within_budget, plain_torch, truth
 from tests.correctness.implementations import carries, check, implementations, in_fp32
 from tests.correctness.operator_problems import poisoned_memory
-from tests.correctness.problems import DEVICE, Problem, covering, problems, tokens, upcast
+from tests.correctness.problems import DEVICE, Problem, covering, problems, tokens
+from tests.precision import upcast
 
 pytestmark = [pytest.mark.correctness, pytest.mark.usefixtures(poisoned_memory.__name__)]
 

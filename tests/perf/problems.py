@@ -11,6 +11,7 @@ from bamba import Bamba
 from bamba.config import PRESETS, BambaConfig
 from ssd_kernels import get_ssd
 from ssd_kernels.registry import default_name
+from tests.precision import upcast
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -165,11 +166,7 @@ def scans(asked: str | None) -> list[ScanProblem]:
 
 def exact_scan(inputs: dict[str, Any]) -> Tensor:
     """The result in fp64, by the torch form that the correctness suite holds to the recurrence."""
-    upcast = {
-        name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in inputs.items()
-    }
-    y = get_ssd("chunked")(**upcast)
+    y = get_ssd("chunked")(**upcast(inputs))
     assert isinstance(y, Tensor)
     return y
 

@@ -20,9 +20,9 @@ def tables(rows: Sequence[Row]) -> dict[str, str]:
         made["ablation"] = _ablation(of["ablation"])
     if of["regret"]:
         made["regret"] = _regret(of["regret"])
-    for call, cell in (("prefill", _prefill), ("decode", _decode)):
+    for call, size, cell in (("prefill", "tokens", _prefill), ("decode", "batch", _decode)):
         if of[call]:
-            made[call] = _models(of[call], "tokens" if call == "prefill" else "batch", cell)
+            made[call] = _models(of[call], size, cell)
         if found := of[f"families {call}"]:
             made[f"families {call}"] = _models(found, "family", cell)
     return made

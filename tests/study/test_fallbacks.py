@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from kernelgate import cuda
 from ssd_kernels import get_ssd
 from ssd_kernels.hopper.coverage import fits
 from ssd_kernels.tune import ERRORS
 from tests.perf.problems import DEVICE, ON_GPU, ScanProblem, relative_error
+from tests.precision import upcast
 from tests.study.calls import in_turn
 
 pytestmark = [pytest.mark.study, pytest.mark.skipif(not ON_GPU, reason="compares times of a GPU")]
@@ -57,7 +57,7 @@ def test_what_the_hopper_kernels_leave_is_not_slower_than_torch(name, record_pro
     inputs = fallback.inputs()
     assert is_left(inputs), "the Hopper kernels take this call"
     calls = [partial(get_ssd(each), **inputs) for each in IMPLEMENTATIONS]
-    exact = truth(inputs)
+    exact = get_ssd("chunked")(**upcast(inputs))
     for implementation, call in zip(IMPLEMENTATIONS, calls, strict=True):
         errors = [relative_error(result, right) for result, right in zip(call(), exact, strict=True)]
         assert max(errors) <= ERRORS[fallback.dtype], f"{implementation}: relative errors {errors}"
@@ -74,14 +74,6 @@ def is_left(inputs: dict[str, Any]) -> bool:
     """Whether the Hopper kernels leave a call to the portable ones, on any GPU."""
     options = {name: inputs.get(name) for name in ("chunk_size", "cu_seqlens", "return_chunk_states")}
     return fits(inputs["x"], inputs["B"], inputs["C"], **options) is not None
-
-
-def truth(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Every result in fp64, by the torch form that the correctness suite holds to the recurrence."""
-    upcast = {name: each.double() if isinstance(each, Tensor) else each for name, each in inputs.items()}
-    results = get_ssd("chunked")(**upcast)
-    assert isinstance(results, tuple)
-    return results
 
 
 def in_microseconds(seconds: Sequence[float]) -> str:

@@ -107,8 +107,7 @@ def attention_step_config(dtype: torch.dtype, max_len: int, heads: int) -> Confi
 def linear_step_config(dtype: torch.dtype, batch: int, paired: bool) -> Config:
     """BLOCK_B: tokens; BLOCK_O: outputs, of each weight where `paired`; BLOCK_I: inputs at once; STAGES: ahead."""
     block_b = 1 if batch == 1 else tile_size(batch)
-    named = str(dtype).removeprefix("torch.")
-    return _pinned("linear_step", named, block_b, int(paired)) or _linear_step(dtype, block_b, paired)
+    return _linear_step(dtype, block_b, paired)
 
 
 def ssd_step_config(headdim: int, d_state: int) -> Config:
@@ -122,6 +121,7 @@ def _gated_rms_norm(width: int) -> Config:
     return Config(block={"BLOCK": block, "ROWS": 1, "STAGES": 1}, num_warps=min(max(block // 1024, 1), 16))
 
 
+@tuned("linear_step")
 @cache
 def _linear_step(dtype: torch.dtype, block_b: int, paired: bool) -> Config:
     single = dtype == torch.float32
