@@ -184,6 +184,7 @@ def spelt_out(monkeypatch) -> list[str]:
         yield found
 
 
+@pytest.mark.filterwarnings(f"ignore:{OF_TF32}:UserWarning")
 @pytest.mark.parametrize("name", ["causal_conv1d_in_blocks", "ssd_chunked", "rms_norm"])
 @torch.inference_mode()
 def test_inductor_knows_an_operator_that_it_first_meets_deep_in_a_graph(name, spelt_out):
