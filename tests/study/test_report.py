@@ -20,7 +20,8 @@ METRICS = {
 
 
 def row(group, params, **metrics):
-    return Row(group=group, params=params, ran="ours", metrics={**METRICS, **metrics}, where="a GPU, torch 2, Triton 3")
+    known = {name: value for name, value in {**METRICS, **metrics}.items() if value is not None}
+    return Row(group=group, params=params, ran="ours", metrics=known, where="a GPU, torch 2, Triton 3")
 
 
 ROWS = [
@@ -36,7 +37,7 @@ ROWS = [
     row("prefill", {"tokens": "8192", "model": "bamba"}, latency_s=0.245, peak_bytes=2.1475e9),
     row("prefill", {"tokens": "1024", "model": "a peer"}, latency_s=1.5, peak_bytes=1.718e10),
     row("decode", {"batch": "16", "model": "bamba"}, latency_s=6.78e-3, eager_s=6.9e-3),
-    row("families decode", {"family": "zamba2", "model": "patched"}, latency_s=5e-3, eager_s=5.5e-3),
+    row("families decode", {"family": "zamba2", "model": "patched"}, latency_s=5e-3, eager_s=None),
 ]
 
 
@@ -101,7 +102,7 @@ def test_a_table_of_each_group_is_made():
     assert "| tokens | bamba | a peer |\n" in made["prefill"]
     assert "| 1024 | 31.0 (1.00) | 1500.0 (16.00) |\n| 8192 | 245.0 (2.00) |  |\n" in made["prefill"]
     assert "| 16 | 6.78 / 6.90 |\n" in made["decode"]
-    assert "| family | patched |\n| --- | --- |\n| zamba2 | 5.00 / 5.50 |\n" in made["families decode"]
+    assert "| family | patched |\n| --- | --- |\n| zamba2 | 5.00 |\n" in made["families decode"]
     assert tables(REGRET).keys() == {"regret"}
 
 
