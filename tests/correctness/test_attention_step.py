@@ -170,7 +170,7 @@ def test_a_shape_that_does_not_fit_is_named(name, change, message):
 
 @pytest.mark.parametrize(
     ("max_len", "heads", "span"),
-    [(1280, 128, 512), (1280, 8, 128), (32800, 8, 1024), (1280, 512, 2048), (640, 2048, 1024), (1, 8, 128)],
+    [(1280, 128, 256), (1280, 8, 64), (32800, 8, 512), (1280, 512, 2048), (640, 2048, 1024), (1, 8, 64)],
 )
 def test_parts_fill_a_gpu_and_none_is_much_longer_than_another(max_len, heads, span):
     assert attention_step_config(torch.bfloat16, max_len, heads).block["SPAN"] == span

@@ -118,23 +118,25 @@ def _attend_kernel(
     new_k = new_k.to(keys_ptr.dtype.element_ty)  # (1, D)
     v_ptrs = v_ptr + batch * strides[2][0] + head_kv * strides[2][1] + offs_d.to(tl.int64)[None, :] * strides[2][2]
     new_v = tl.load(v_ptrs, mask=in_d[None, :], other=0.0)
-    if (first <= t) & (t < first + SPAN) & has_room:
-        tl.store(keys_ptr + t.to(tl.int64) * strides[5][2] + offs_d[None, :], new_k, mask=in_d[None, :])
-        tl.store(values_ptr + t.to(tl.int64) * strides[6][2] + offs_d[None, :], new_v, mask=in_d[None, :])
     top = tl.full((BLOCK_G,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_G,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_G, BLOCK_D), dtype=tl.float32)
-    stop = tl.where(has_room, tl.minimum(first + SPAN, t + 1), first)
+    if (first <= t) & (t < first + SPAN) & has_room:
+        tl.store(keys_ptr + t.to(tl.int64) * strides[5][2] + offs_d[None, :], new_k, mask=in_d[None, :])
+        tl.store(values_ptr + t.to(tl.int64) * strides[6][2] + offs_d[None, :], new_v, mask=in_d[None, :])
+        top = tl.sum(q.to(tl.float32) * new_k.to(tl.float32), 1)
+        total += 1.0
+        acc += new_v.to(tl.float32)
+    # The tokens held, which go to the products as they were copied.
+    stop = tl.where(has_room, tl.minimum(first + SPAN, t), first)
     for start in range(first, stop, BLOCK_T):
         rows = start + offs_t
         held = (rows < t)[:, None] & in_d[None, :]
-        is_new = (rows == t)[:, None]
         offs = rows.to(tl.int64)[:, None]
         keys = tl.load(keys_ptr + offs * strides[5][2] + offs_d[None, :], mask=held, other=0.0)  # (T, D)
         values = tl.load(values_ptr + offs * strides[6][2] + offs_d[None, :], mask=held, other=0.0)
-        keys, values = tl.where(is_new, new_k, keys), tl.where(is_new, new_v, values)
         scores = tl.dot(q, tl.trans(keys), input_precision="ieee")  # (G, T)
-        scores = tl.where((rows <= t)[None, :], scores, float("-inf"))
+        scores = tl.where((rows < t)[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - new_top[:, None])
         kept = tl.exp2(top - new_top)

@@ -93,12 +93,13 @@ def rms_norm_config(width: int) -> Config:
 def attention_step_config(dtype: torch.dtype, max_len: int, heads: int) -> Config:
     """SPAN: tokens of a program; BLOCK_T: of them, at once.
 
-    About as many parts as fill a GPU, of 128 tokens or more; one of each head where the heads fill it. Of the nearest
-    power of two: were it the next, one part might be far longer than the others, and all wait for it.
+    About as many parts as fill a GPU, four on a multiprocessor, of 64 tokens or more; one of each head where the heads
+    fill it. Of the nearest power of two: were it the next, one part might be far longer than the others, and all wait
+    for it.
     """
-    parts = max(1, 264 // heads)
+    parts = max(1, 528 // heads)
     size = math.log2(max_len / parts)
-    span = 1 << max(7, math.ceil(size) if parts == 1 else round(size))
+    span = 1 << max(6, math.ceil(size) if parts == 1 else round(size))
     if dtype == torch.float32:  # products in fp32 take registers
         return Config(block={"SPAN": span, "BLOCK_T": 16}, num_warps=8)
     return Config(block={"SPAN": span, "BLOCK_T": 64}, num_warps=4)
