@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from tests.correctness.problems import DEVICE
+
 VOCABULARY = 64
 HEAD = {"vocab_size": VOCABULARY, "hidden_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ATTENTION = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "intermediate_size": 96}

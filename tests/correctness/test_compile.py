@@ -38,6 +38,7 @@ needs_cxx = pytest.mark.skipif(
 
 # Inductor's advice at any compile of any model on a GPU, bf16 ones too: whether products are of TF32 is the caller's.
 OF_TF32 = "TensorFloat32 tensor cores"
+without_advice = pytest.mark.filterwarnings(f"ignore:{OF_TF32}:UserWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +185,7 @@ def spelt_out(monkeypatch) -> list[str]:
         yield found
 
 
-@pytest.mark.filterwarnings(f"ignore:{OF_TF32}:UserWarning")
+@without_advice
 @pytest.mark.parametrize("name", ["causal_conv1d_in_blocks", "ssd_chunked", "rms_norm"])
 @torch.inference_mode()
 def test_inductor_knows_an_operator_that_it_first_meets_deep_in_a_graph(name, spelt_out):
@@ -211,7 +212,7 @@ def test_inductor_knows_an_operator_that_it_first_meets_deep_in_a_graph(name, sp
 
 
 @needs_cxx
-@pytest.mark.filterwarnings(f"ignore:{OF_TF32}:UserWarning")
+@without_advice
 def test_what_inductor_makes_of_the_model_is_as_exact_as_the_model(spelt_out):
     model = small_model("triton" if DEVICE == "cuda" else "chunked")
     exact = small_model("recurrent", dtype=torch.float64)

@@ -15,7 +15,8 @@ from ssd_kernels import patch_transformers
 from ssd_kernels.transformers_family import FAMILIES
 from ssd_kernels.transformers_family.packing import cu_seqlens_of
 from tests.correctness.budget import assert_within_budget
-from tests.correctness.families import DEVICE, VOCABULARY, drawn_sizes, small_model
+from tests.correctness.families import VOCABULARY, drawn_sizes, small_model
+from tests.correctness.problems import DEVICE
 
 pytestmark = pytest.mark.correctness
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssd_kernels
 from ssd_kernels import OPERATORS, get_op
 from ssd_kernels.registry import default_name
 from tests.correctness.operator_calls import CALLS
 from tests.correctness.problems import DEVICE
+from tests.correctness.seen import Seen
 
 pytestmark = pytest.mark.correctness
 
@@ -29,26 +29,13 @@ def tensors(operator, arguments):
     return [result, *(arguments[name] for name in IN_PLACE.get(operator, []))]
 
 
-class Calls(TorchDispatchMode):
-    """Notes the arguments with which torch runs one operator."""
-
-    def __init__(self, operator):
-        super().__init__()
-        self.operator, self.arguments = operator, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is self.operator:
-            self.arguments.append(args)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("operator", [operator for operator in AROUND if operator != "mixer_step"])
 def test_opcheck_finds_nothing_wrong_with_schema_and_fake(operator):
     function = get_op(operator, "triton")  # registers the operator of torch
     registered = getattr(torch.ops.ssd_kernels, operator).default
-    with Calls(registered) as calls:
+    with Seen() as seen:
         function(**CALLS[operator]())
-    (arguments,) = calls.arguments
+    (arguments,) = [arguments for called, arguments in seen.calls if called is registered]
     torch.library.opcheck(registered, arguments, test_utils=("test_schema", "test_faketensor"))
     changed = [argument.name for argument in registered._schema.arguments if argument.is_write]
     assert changed == IN_PLACE.get(operator, [])

@@ -9,13 +9,13 @@ import torch
 import triton.language as tl
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
 from ssd_kernels import calls, get_ssd, launching, repeating, scan_operator
 from ssd_kernels.hopper import coverage, launcher, operator
 from tests.correctness.compiled import Compiled
+from tests.correctness.seen import Seen
 
 pytestmark = pytest.mark.correctness
 OPERATOR = torch.ops.ssd_kernels.ssd_scan_hopper.default
@@ -166,18 +166,6 @@ def test_a_list_of_limits_is_read_at_every_call(world):
     for limits in ([0.0, 1.0], [0.0, 1.0]):
         scan(dt_limit=limits)
     assert len(world.checks) == 2
-
-
-class Seen(TorchDispatchMode):
-    """A mode that notes the operators it sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.operators = []
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.operators.append(operator)
-        return operator(*args, **(kwargs or {}))
 
 
 class SeenCalls(TorchFunctionMode):
