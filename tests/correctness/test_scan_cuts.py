@@ -11,7 +11,8 @@ from hypothesis import given
 from ssd_kernels import get_ssd
 from ssd_kernels.portable import chunk_scan, chunk_table, plan
 from ssd_kernels.portable.configs import Config
-from tests.correctness.budget import truth
+from ssd_kernels.reference import recurrent
+from tests.correctness.budget import assert_within_budget, plain_torch, truth
 from tests.correctness.implementations import carries, check, check_inputs_within_budget
 from tests.correctness.operator_problems import poisoned_memory
 from tests.correctness.problems import (
@@ -22,7 +23,9 @@ from tests.correctness.problems import (
     covering,
     packed_problems,
     problems,
+    tokens,
 )
+from tests.precision import upcast
 
 pytestmark = [pytest.mark.correctness, pytest.mark.usefixtures(poisoned_memory.__name__)]
 
@@ -106,6 +109,19 @@ def test_chunk_states_of_several_segments_change_nothing_else():
     assert torch.equal(y, plain_y)
     assert torch.equal(final_state, plain_state)
     assert torch.equal(states[:, -1], final_state)
+
+
+@pytest.mark.parametrize("segment", [40, 120])
+def test_chunk_states_where_chunks_end_with_their_period_and_not_with_a_segment(segment):
+    """Of 40 tokens asked for, 32 are a chunk and 8 another, for the states before segments as for the outputs."""
+    inputs = PROBLEM.but(chunk_size=40, seqlen=300).inputs()
+    with segments_of(segment):
+        y, _, states = SSD(**inputs, return_chunk_states=True)
+    exact_y, _, exact = recurrent(**upcast(inputs), return_chunk_states=True)
+    assert_within_budget(y, exact_y, plain_torch(inputs)[0])
+    for chunk in range(exact.shape[1]):
+        prefix = tokens(inputs, slice((chunk + 1) * 40), inputs["initial_state"])
+        assert_within_budget(states[:, chunk], exact[:, chunk], plain_torch(prefix)[1], what=f"state after chunk {chunk}")
 
 
 @pytest.mark.parametrize("octaves", [1.0, 6000.0])

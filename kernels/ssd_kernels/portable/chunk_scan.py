@@ -80,7 +80,7 @@ def _launch(
         None if table is None else table.segments, *plan.cut, *plan.segments,
         0 if chunk_states is None else chunk_states.shape[1],
         NHEADS=sizes.nheads, NGROUPS=sizes.ngroups, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, CHUNK=plan.chunk_size,
-        STRIDES=(x.stride(1), B.stride(1), C.stride(1), sizes.nheads * sizes.headdim),
+        STRIDES=(x.stride(1), B.stride(1), C.stride(1), sizes.nheads * sizes.headdim), PERIODS=plan.every_state,
         BLOCK_T=tile_size(plan.chunk_size), BLOCK_N=tile_size(sizes.d_state), **config.kwargs,
     )  # fmt: skip
 
@@ -91,13 +91,14 @@ def _chunk_scan_kernel(
     y_ptr, states_ptr, chunk_states_ptr, strides, table_ptr,
     seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods,
     NHEADS: tl.constexpr, NGROUPS: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr,
-    STRIDES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    STRIDES: tl.constexpr, PERIODS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P channels of one head, over one segment.
 
     Grid: (batch · nsegments · tiles of all heads,), tiles fastest. Without y_ptr only the state at the end is made, of
     the segments that another follows. `strides` are those of x, B, C, D and the initial state; STRIDES, those of a
-    token in x, B, C and y, of which the compiler makes addresses that it need not work out for every row.
+    token in x, B, C and y, of which the compiler makes addresses that it need not work out for every row. PERIODS: a
+    segment has several, each of which ends with a chunk.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     PARTS: tl.constexpr = (HEADDIM + BLOCK_P - 1) // BLOCK_P  # tiles of a head
@@ -161,7 +162,7 @@ def _chunk_scan_kernel(
             whole = 0
             if CHUNK == BLOCK_T:
                 whole = (stop - first) // CHUNK
-                if chunk_states_ptr is not None:
+                if PERIODS:
                     whole = tl.where(period % CHUNK == 0, whole, 0)
             run = alike(OTHER == 0, factors_ptr, chunk, NHEADS, last - chunk, whole)
             enter, leave = factors(factors_ptr, chunk, NHEADS)
@@ -170,7 +171,7 @@ def _chunk_scan_kernel(
                 if WITH_OUTPUTS and OTHER == 0:  # of the chunk before, while the copies of this one arrive
                     write_plain(outputs, D, y_ptrs, first, in_r & (index > 0), DTYPE, BLOCK_T, STRIDES[3])
                 chunk_stop = first + tl.minimum(stop - first, CHUNK)
-                if chunk_states_ptr is not None:
+                if PERIODS:
                     chunk_stop = tl.minimum(chunk_stop, period_stop)
                 # What a single number says of a chunk is read a chunk ahead, so that nothing waits for it.
                 next_enter, next_leave = factors(factors_ptr, chunk + 1, NHEADS)
@@ -180,11 +181,12 @@ def _chunk_scan_kernel(
                     h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs,
                     vectors_ptr + vectors_offset, first, chunk_stop, in_r, in_n, DTYPE, BLOCK_T, OTHER == 0, STRIDES,
                 )  # fmt: skip
-                if chunk_states_ptr is not None:
+                if PERIODS:
                     ends = (chunk_stop == period_stop) | (chunk_stop == stop)
-                    has_row = (table_ptr is None) | (period_row < nperiods)
-                    chunk_state_ptrs = chunk_states_ptr + period_row * NHEADS * STATE + state_offs
-                    tl.store(chunk_state_ptrs, h, mask=in_state & ends & has_row)
+                    if chunk_states_ptr is not None:
+                        has_row = (table_ptr is None) | (period_row < nperiods)
+                        chunk_state_ptrs = chunk_states_ptr + period_row * NHEADS * STATE + state_offs
+                        tl.store(chunk_state_ptrs, h, mask=in_state & ends & has_row)
                     period_row += ends.to(tl.int64)
                     period_stop += tl.where(ends, period, 0)
                 first = chunk_stop
