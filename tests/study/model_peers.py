@@ -8,6 +8,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BambaForCausalLM
 from transformers.models.bamba import modeling_bamba
 
@@ -58,6 +59,16 @@ def decode(model: Bamba | BambaForCausalLM, token_ids: Tensor, *, room: int) -> 
         return logits
 
     return step
+
+
+def without_plans() -> AbstractContextManager[object]:
+    """While it is entered: attention by other kernels than cuDNN's, of which each length that a process first meets has
+    30 ms of plan on an H200. Every token that is decoded is one; who comes second to a length would not pay for it.
+    """
+    attention: AbstractContextManager[object] = sdpa_kernel(
+        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    )
+    return attention
 
 
 def torch_forms() -> AbstractContextManager[object]:

@@ -36,6 +36,12 @@ class Row:
         return self.metrics["ceiling_copy"] / self.metrics["bandwidth"]
 
     @property
+    def limit_ms(self) -> float:
+        """What this machine takes at least for the declared bytes or FLOP, whichever is more, in milliseconds."""
+        shares = (("bandwidth", "ceiling_copy"), ("arithmetic", "ceiling_matmul"))
+        return self.ms * max(self.metrics[rate] / self.metrics[ceiling] for rate, ceiling in shares)
+
+    @property
     def intensity(self) -> float:
         """FLOP for each ideal byte."""
         return self.metrics["arithmetic"] / self.metrics["bandwidth"]

@@ -91,11 +91,18 @@ def _regret(rows: Sequence[Row]) -> str:
 
 
 def _models(rows: Sequence[Row], size: str, cell: Callable[[Row], str]) -> str:
-    """A line for each size, a column for each model."""
+    """A line for each size, a column for each model, and one for the limit of what says how much it has to do."""
     models, by = _by(rows, "model", size)
-    sizes = dict.fromkeys(row.params[size] for row in rows)
-    lines = [[each, *(cell(by[model, each]) if (model, each) in by else "" for model in models)] for each in sizes]
-    return table([size, *models], lines) + where(rows)
+    limits = {row.params[size]: f"{row.limit_ms:.2f}" for row in reversed(rows) if "bandwidth" in row.metrics}
+    lines = [
+        [
+            each,
+            *([limits.get(each, "")] if limits else []),
+            *(cell(by[model, each]) if (model, each) in by else "" for model in models),
+        ]
+        for each in dict.fromkeys(row.params[size] for row in rows)
+    ]
+    return table([size, *(["limit"] if limits else []), *models], lines) + where(rows)
 
 
 def _prefill(row: Row) -> str:

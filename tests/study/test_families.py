@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kernelgate import cuda
 from ssd_kernels import patch_transformers
 from tests.perf.problems import DEVICE, DTYPE, MODEL_ERROR, ON_GPU, relative_error
+from tests.study.model_peers import without_plans
 
 pytestmark = [
     pytest.mark.study,
@@ -74,7 +75,7 @@ def first(family):
     return out.logits[:, -1], out[cache_name(family)]
 
 
-def measure(benchmark, family, model, call, expected, peak=False):
+def measure(benchmark, family, model, call, expected, *, rounds, peak=False):
     """Both round to bf16 on the way, so that they differ by twice what either may be off."""
     with RUNS[model]():
         error = relative_error(call().logits[:, -1], expected.double())
@@ -82,7 +83,7 @@ def measure(benchmark, family, model, call, expected, peak=False):
         benchmark.declare(
             device=DEVICE, error=lambda _: error, error_budget=2 * MODEL_ERROR, asked=f"{family}, {model}", info=info
         )
-        benchmark.pedantic(call, setup=lambda: ((), {}), rounds=3)
+        benchmark.pedantic(call, setup=lambda: ((), {}), rounds=rounds)
 
 
 @pytest.mark.benchmark(group="families prefill")
@@ -91,7 +92,8 @@ def measure(benchmark, family, model, call, expected, peak=False):
 @torch.inference_mode()
 def test_prefill(benchmark, family, model):
     theirs, token_ids = model_of(family), prompt()[:, :TOKENS]
-    measure(benchmark, family, model, lambda: theirs(token_ids, use_cache=True), first(family)[0], peak=True)
+    expected = first(family)[0]
+    measure(benchmark, family, model, lambda: theirs(token_ids, use_cache=True), expected, rounds=3, peak=True)
 
 
 @pytest.mark.benchmark(group="families decode")
@@ -103,4 +105,5 @@ def test_decode(benchmark, family, model):
     theirs, last, name = model_of(family), prompt()[:, TOKENS:], cache_name(family)
     expected = theirs(last, use_cache=True, **{name: copy.deepcopy(first(family)[1])}).logits[:, -1]
     cache = copy.deepcopy(first(family)[1])
-    measure(benchmark, family, model, lambda: theirs(last, use_cache=True, **{name: cache}), expected)
+    with without_plans():
+        measure(benchmark, family, model, lambda: theirs(last, use_cache=True, **{name: cache}), expected, rounds=50)

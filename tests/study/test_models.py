@@ -13,9 +13,9 @@ import torch
 
 from bamba import Bamba, BambaConfig
 from kernelgate import cuda
-from tests.perf.model_calls import matrix_weights, random_tokens
+from tests.perf.model_calls import decode_bytes, matrix_weights, random_tokens
 from tests.perf.problems import DEVICE, DTYPE, MODEL_ERROR, ON_GPU, model_flops, relative_error
-from tests.study.model_peers import OURS, THEIRS, decode, prefill, twin
+from tests.study.model_peers import OURS, THEIRS, decode, prefill, twin, without_plans
 
 pytestmark = [
     pytest.mark.study,
@@ -109,10 +109,20 @@ def test_prefill(benchmark, models, tokens, model):
 @torch.inference_mode()
 def test_decode(benchmark, models, batch, model):
     token_ids = random_tokens(models.ours.config, batch, HELD + 1)
+    weights = matrix_weights(models.ours) + models.ours.lm_head.weight.numel()
+    cache = models.ours.new_cache(batch=batch, max_len=HELD + ROOM)
     expected = models.logits(("decode", batch), decode(models.ours, token_ids, room=ROOM))
     step = decode(models.of(model), token_ids, room=ROOM)
-    with running(model):
+    with running(model), without_plans():
         # Each call appends a token, so only the first result has a known truth.
         error = relative_error(step(), expected)
-        benchmark.declare(tokens=batch, device=DEVICE, error=lambda _: error, error_budget=ERROR, asked=model)
+        benchmark.declare(
+            tokens=batch,
+            bytes=decode_bytes(models.ours, cache, HELD),
+            flops=2 * weights * batch,
+            device=DEVICE,
+            error=lambda _: error,
+            error_budget=ERROR,
+            asked=model,
+        )
         benchmark.pedantic(step, rounds=10)

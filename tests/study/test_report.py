@@ -34,10 +34,10 @@ ROWS = [
     row("ablation", {"shape": "1x8192", "variant": "otherwise"}, latency_s=2.2e-4),
     row("regret", {"name": "a_kernel-4"}, regret=0.012),
     row("prefill", {"tokens": "1024", "model": "bamba"}, latency_s=0.031, peak_bytes=1.0737e9),
-    row("prefill", {"tokens": "8192", "model": "bamba"}, latency_s=0.245, peak_bytes=2.1475e9),
+    row("prefill", {"tokens": "8192", "model": "bamba"}, latency_s=0.245, peak_bytes=2.1475e9, arithmetic=6e14),
     row("prefill", {"tokens": "1024", "model": "a peer"}, latency_s=1.5, peak_bytes=1.718e10),
     row("decode", {"batch": "16", "model": "bamba"}, latency_s=6.78e-3, eager_s=6.9e-3),
-    row("families decode", {"family": "zamba2", "model": "patched"}, latency_s=5e-3, eager_s=None),
+    row("families decode", {"family": "zamba2", "model": "patched"}, latency_s=5e-3, eager_s=None, bandwidth=None),
 ]
 
 
@@ -99,9 +99,9 @@ def test_a_table_of_each_group_is_made():
     assert "| 1 x 8192 | 2.0 | 2.0 | 2.0 |\n" in made["memory"]
     assert "| otherwise | 0.2200 (+10.0%) |  |\n" in made["ablation"]
     assert "| `a_kernel-4` | 200.0 | +1.2% | 50% |\n" in made["regret"]
-    assert "| tokens | bamba | a peer |\n" in made["prefill"]
-    assert "| 1024 | 31.0 (1.00) | 1500.0 (16.00) |\n| 8192 | 245.0 (2.00) |  |\n" in made["prefill"]
-    assert "| 16 | 6.78 / 6.90 |\n" in made["decode"]
+    assert "| tokens | limit | bamba | a peer |\n" in made["prefill"]
+    assert "| 1024 | 15.50 | 31.0 (1.00) | 1500.0 (16.00) |\n| 8192 | 210.00 | 245.0 (2.00) |  |\n" in made["prefill"]
+    assert "| 16 | 3.39 | 6.78 / 6.90 |\n" in made["decode"]
     assert "| family | patched |\n| --- | --- |\n| zamba2 | 5.00 |\n" in made["families decode"]
     assert tables(REGRET).keys() == {"regret"}
 
