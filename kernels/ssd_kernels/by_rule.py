@@ -49,7 +49,10 @@ def _run(
     initial_state: Tensor | None, chunk_size: int, dt_softplus: bool, dt_low: float, dt_high: float, carry: str,
     cu_seqlens: Tensor | None = None, nchunk_states: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    why_not = covers(x, B, C, chunk_size=chunk_size, cu_seqlens=cu_seqlens, return_chunk_states=nchunk_states > 0)
+    why_not = covers(
+        x, B, C, chunk_size=chunk_size, dt_softplus=dt_softplus, dt_low=dt_low, cu_seqlens=cu_seqlens,
+        return_chunk_states=nchunk_states > 0,
+    )  # fmt: skip
     arguments = (
         x, dt, A, B, C, D, dt_bias, initial_state, chunk_size, dt_softplus, dt_low, dt_high, carry, cu_seqlens,
         nchunk_states,

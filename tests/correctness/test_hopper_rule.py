@@ -23,7 +23,8 @@ def fits(inputs, **changes):
     """What the rule says, whatever the device."""
     names = ("x", "B", "C", "chunk_size")
     call = {name: inputs[name] for name in names} | {"cu_seqlens": inputs.get("cu_seqlens"), **changes}
-    return coverage.fits(**{"return_chunk_states": False, **call})
+    others = {"dt_softplus": inputs["dt_softplus"], "dt_low": inputs["dt_limit"][0], "return_chunk_states": False}
+    return coverage.fits(**{**others, **call})
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,14 @@ def test_says_which_size_it_does_not_take(changes, why_not):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_takes_bf16_only(dtype):
     assert fits(PROBLEM.inputs(dtype)) == f"x: dtype must be torch.bfloat16, got {dtype}"
+
+
+def test_takes_negative_steps_only_where_softplus_follows():
+    """Where they may be left, a state that grows is taken for one that is forgotten if it decays after that."""
+    inputs = PROBLEM.inputs(torch.bfloat16)
+    assert fits(inputs, dt_softplus=True, dt_low=-1.0) is None
+    said = "dt_limit must begin at 0 or above where dt_softplus is False, got -1.0"
+    assert fits(inputs, dt_softplus=False, dt_low=-1.0) == said
 
 
 def test_returns_no_chunk_states():
@@ -90,7 +99,9 @@ def test_the_stride_of_a_dimension_of_one_does_not_matter(dim):
 def test_more_than_32_bits_can_count_is_left_to_others():
     x = torch.empty(1, 1, 1, 64, dtype=torch.bfloat16, device=DEVICE).expand(1, 2**23, 128, 64)
     B = torch.empty(1, 1, 1, 64, dtype=torch.bfloat16, device=DEVICE).expand(1, 2**23, 1, 64)
-    said = coverage.fits(x, B, B, chunk_size=64, cu_seqlens=None, return_chunk_states=False)
+    said = coverage.fits(
+        x, B, B, chunk_size=64, dt_softplus=True, dt_low=0.0, cu_seqlens=None, return_chunk_states=False
+    )
     assert said.startswith("x must have fewer tokens and heads: their decays take 4294967296 elements")
 
 

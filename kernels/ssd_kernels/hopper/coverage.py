@@ -14,21 +14,30 @@ Shape = tuple[int, ...]  # or strides
 
 
 def covers(
-    x: Tensor, B: Tensor, C: Tensor, *, chunk_size: int, cu_seqlens: Tensor | None, return_chunk_states: bool
-) -> str | None:
+    x: Tensor, B: Tensor, C: Tensor, *, chunk_size: int, dt_softplus: bool, dt_low: float, cu_seqlens: Tensor | None,
+    return_chunk_states: bool,
+) -> str | None:  # fmt: skip
     """None if the Hopper kernels take a call with these arguments, which fit together; or why they do not.
 
-    Any length, batch, number of heads, A, D, dt and state will do. Reads no element.
+    Any length, batch, number of heads, A, D, dt that is not negative, and state will do. `dt_low`: the first of
+    `dt_limit`. Reads no element.
     """
     if not is_hopper(x.device):
         return f"x must be on a GPU of compute capability 9.0, got device {_name(x.device)}"
-    return fits(x, B, C, chunk_size=chunk_size, cu_seqlens=cu_seqlens, return_chunk_states=return_chunk_states)
+    return fits(
+        x, B, C, chunk_size=chunk_size, dt_softplus=dt_softplus, dt_low=dt_low, cu_seqlens=cu_seqlens,
+        return_chunk_states=return_chunk_states,
+    )  # fmt: skip
 
 
 def fits(
-    x: Tensor, B: Tensor, C: Tensor, *, chunk_size: int, cu_seqlens: Tensor | None, return_chunk_states: bool
-) -> str | None:
+    x: Tensor, B: Tensor, C: Tensor, *, chunk_size: int, dt_softplus: bool, dt_low: float, cu_seqlens: Tensor | None,
+    return_chunk_states: bool,
+) -> str | None:  # fmt: skip
     """As :func:`covers`, whatever the device."""
+    if dt_low < 0 and not dt_softplus:
+        # A state that decays for a while and grows for another is not forgotten where it is smallest.
+        return f"dt_limit must begin at 0 or above where dt_softplus is False, got {dt_low}"
     nseqs = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     why_not = _unfit_geometry(
         x.dtype, x.shape, x.stride(), B.shape, B.stride(), C.stride(), nseqs, chunk_size, return_chunk_states

@@ -28,7 +28,10 @@ def ssd_launches(
     """
     if name == "hopper" and not is_hopper(x.device):
         raise RuntimeError(f"x must be on a GPU of compute capability 9.0 for 'hopper', got device {x.device}")
-    why_not = covers(x, B, C, chunk_size=chunk_size, cu_seqlens=cu_seqlens, return_chunk_states=return_chunk_states)
+    why_not = covers(
+        x, B, C, chunk_size=chunk_size, dt_softplus=others["dt_softplus"], dt_low=others["dt_limit"][0],
+        cu_seqlens=cu_seqlens, return_chunk_states=return_chunk_states,
+    )  # fmt: skip
     if why_not is None:
         return "the Hopper kernels cover it", list(_hopper(x, B, chunk_size, cu_seqlens, others["carry"]))
     if name == "hopper":

@@ -52,7 +52,10 @@ def _run(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if not is_hopper(x.device):
         raise RuntimeError(f"x must be on a GPU of compute capability 9.0 for 'hopper', got device {x.device}")
-    why_not = covers(x, B, C, chunk_size=chunk_size, cu_seqlens=cu_seqlens, return_chunk_states=nchunk_states > 0)
+    why_not = covers(
+        x, B, C, chunk_size=chunk_size, dt_softplus=dt_softplus, dt_low=dt_low, cu_seqlens=cu_seqlens,
+        return_chunk_states=nchunk_states > 0,
+    )  # fmt: skip
     if why_not is not None:
         raise NotImplementedError(f"'hopper' does not take this call: {why_not}; 'triton' does, by other kernels")
     # Imported only here: where there is no Hopper GPU, nothing needs Gluon.
