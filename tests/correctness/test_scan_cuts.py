@@ -121,7 +121,8 @@ def test_chunk_states_where_chunks_end_with_their_period_and_not_with_a_segment(
     assert_within_budget(y, exact_y, plain_torch(inputs)[0])
     for chunk in range(exact.shape[1]):
         prefix = tokens(inputs, slice((chunk + 1) * 40), inputs["initial_state"])
-        assert_within_budget(states[:, chunk], exact[:, chunk], plain_torch(prefix)[1], what=f"state after chunk {chunk}")
+        own = plain_torch(prefix)[1]
+        assert_within_budget(states[:, chunk], exact[:, chunk], own, what=f"state after chunk {chunk}")
 
 
 @pytest.mark.parametrize("octaves", [1.0, 6000.0])
@@ -154,7 +155,7 @@ def test_any_tiles_equal_the_recurrence(dtype, carry, count, dt_regime):
 
 
 def decaying(inputs, octaves):
-    """Set the steps so that every head decays by an octave a token, and in the second chunk as given by token."""
+    """Set the steps so that every head decays by an octave a token; from the second chunk on as given by token."""
     inputs["A"] = torch.full_like(inputs["A"], -math.log(2) * 100)
     inputs["dt"] = torch.full_like(inputs["dt"], 0.01)
     for token, amount in octaves.items():
@@ -168,6 +169,29 @@ def decaying(inputs, octaves):
 @pytest.mark.parametrize("octaves", [1.0, OCTAVES - CHUNK, OCTAVES - CHUNK + 2, 6000.0])
 def test_a_chunk_that_decays_at_one_token_equals_the_recurrence(dtype, carry, token, octaves):
     check_inputs_within_budget("triton", decaying(PROBLEM.inputs(dtype), {token: octaves}), carry)
+
+
+def test_a_state_that_grows_before_it_decays_is_not_forgotten_at_the_end_of_a_segment():
+    """From its second chunk, which grows by more than the third decays, nothing is left, and of the first all."""
+    inputs = decaying(PROBLEM.but(seqlen=7 * CHUNK).inputs(), {0: -80.0, CHUNK: 40.0})
+    inputs["dt_limit"] = (-math.inf, math.inf)
+    with segments_of(3 * CHUNK):
+        y = SSD(**inputs)
+    after = slice(3 * CHUNK, None)  # where y is small again
+    assert_within_budget(y[:, after], truth(inputs)[0][:, after], plain_torch(inputs)[0][:, after])
+
+
+@pytest.mark.parametrize("lengths", [None, (4 * CHUNK, 6 * CHUNK)])
+def test_chunks_of_which_nothing_is_left_are_not_read_for_the_states_of_segments(lengths):
+    problem = PROBLEM.but(batch=1, seqlen=10 * CHUNK, lengths=lengths)
+    inputs = decaying(problem.inputs(), dict.fromkeys(range(9 * CHUNK), 3.0))
+    with segments_of(3 * CHUNK):
+        before = SSD(**inputs)
+        inputs["x"][:, 4 * CHUNK : 5 * CHUNK] = math.nan
+        after = SSD(**inputs)
+    end = 7 * CHUNK if lengths else 6 * CHUNK
+    assert torch.equal(after[:, end:], before[:, end:])
+    assert not before.isnan().any()
 
 
 @dtypes

@@ -17,25 +17,22 @@ def silu(x):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), the identity above 20, to full relative precision in fp32 however negative x is.
+    """log(1 + e^x), to full relative precision in fp32 however negative x is: max(x, 0) + log(1 + e) with e = e^−|x|.
 
-    e^x with the argument reduced to half an octave, since the hardware's exponential loses a bit for every one of its
-    argument's; log(1 + e) = 2 artanh(e / (2 + e)) by its series, since the hardware's logarithm is coarse near 1.
+    log(1 + e) / e by a minimax polynomial, off by 2^-27 at the most, so that nothing is lost as e vanishes; e with the
+    argument reduced to half an octave, since the hardware's exponential loses a bit for every one of its argument's.
     """
-    small = tl.where(x > 20.0, 0.0, tl.where(x < -104.0, -104.0, x))  # beyond, e^x is no fp32 number
-    octaves = tl.floor(small * 1.4426950408889634 + 0.5)
-    rest = (small - octaves * 0.693145751953125) - octaves * 1.4286068203094172e-06  # log 2 in two parts
-    e = tl.exp(rest) * tl.exp2(octaves)
-    # Above 1 as x + log(1 + e^-x), so that the series' argument stays below 1/3.
-    big = e > 1.0
-    e = tl.where(big, 1.0 / tl.where(big, e, 1.0), e)
-    s = e / (2.0 + e)
-    q = s * s
-    series = 1.0 / 13.0 + q * (1.0 / 15.0)
-    series = 1.0 / 11.0 + q * series
-    series = 1.0 / 9.0 + q * series
-    series = 1.0 / 7.0 + q * series
-    series = 1.0 / 5.0 + q * series
-    series = 1.0 / 3.0 + q * series
-    log1p = 2.0 * (s + s * q * series)
-    return tl.where(x > 20.0, x, tl.where(big, small + log1p, log1p))
+    size = tl.minimum(tl.abs(x), 128.0)  # beyond, e is no fp32 number
+    octaves = (size * 1.4426950408889634 + 12582912.0) - 12582912.0  # to the nearest whole number
+    rest = (size - octaves * 0.693145751953125) - octaves * 1.4286068203094172e-06  # log 2 in two parts
+    e = tl.exp(-rest) * tl.exp2(-octaves)
+    series = -0.0032440251 * e + 0.0198514623
+    series = series * e - 0.0569595342
+    series = series * e + 0.1060365488
+    series = series * e - 0.1530559257
+    series = series * e + 0.1967593926
+    series = series * e - 0.2495413366
+    series = series * e + 0.3332996242
+    series = series * e - 0.4999990242
+    series = series * e + 0.9999999952
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL) + e * series

@@ -26,15 +26,15 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def chunk_cumsum(
-    dt_ptrs, A_ptrs, dt_bias_ptrs, vectors_ptr, factors_ptr, offs_h, in_h, in_chunk, dt_low, dt_high,
+    dt_ptrs, A_ptrs, dt_bias_ptrs, vectors_ptr, factors_ptr, offs_h, in_h, in_chunk, is_other, dt_low, dt_high,
     SOFTPLUS: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Fill the vectors and factors of some heads of one chunk.
 
     dt_ptrs are (T, H) pointers, A_ptrs and dt_bias_ptrs (H,), the latter None where there is no bias; in_chunk (T, H)
     and in_h (H,) say which exist. At vectors_ptr, (nheads, VECTORS, BLOCK_T) fp32: w is zero past the end of the
-    chunk. At factors_ptr, (nheads, FACTORS) fp32. The sum is fp64: it may be of thousands of octaves, of which
-    differences count.
+    chunk, and m is there where the chunk is marked, or `is_other`: for another reason not plain to the walk. At
+    factors_ptr, (nheads, FACTORS) fp32. The sum is fp64: it may be of thousands of octaves, of which differences count.
     """
     dt = tl.load(dt_ptrs, mask=in_chunk, other=0.0).to(tl.float32)  # (T, H)
     if dt_bias_ptrs is not None:
@@ -45,11 +45,10 @@ def chunk_cumsum(
     dt = tl.where(dt > dt_high, dt_high, dt)
     dt = tl.where(in_chunk, dt, 0.0)
     A = tl.load(A_ptrs, mask=in_h, other=0.0).to(tl.float64) * _LOG2E
-    dA = dt.to(tl.float64) * A[None, :]
-    a = tl.cumsum(dA, axis=0)
+    a = tl.cumsum(dt.to(tl.float64) * A[None, :], axis=0)
 
     # All the way that a went, up and down: for steps and A of any sign no less than its range, and known at each token.
-    fits = tl.cumsum(tl.abs(dA).to(tl.float32), axis=0) <= MAX_OCTAVES
+    fits = tl.cumsum(tl.abs(dt * A.to(tl.float32)[None, :]), axis=0) <= MAX_OCTAVES
     whole = tl.floor(a + 0.5)
     rest = (a - whole).to(tl.float32)
     whole = whole.to(tl.float32)
@@ -57,17 +56,23 @@ def chunk_cumsum(
     lowest = tl.minimum(tl.min(tl.where(fits, whole, 0.0), axis=0), 0.0)
     highest = tl.maximum(tl.max(tl.where(fits, whole, 0.0), axis=0), 0.0)
     middle = tl.floor(0.5 * (lowest + highest))
-    m = tl.where(fits, middle[None, :], whole)
-    w = dt * tl.exp2(-rest) * tl.exp2(m - whole)
-    u = tl.exp2(rest) * tl.exp2(whole - m)
+    above = tl.where(fits, whole - middle[None, :], 0.0)
+    w = dt * tl.exp2(-rest) * power_of_2(-above)
+    u = tl.exp2(rest) * power_of_2(above)
     vector_ptrs = vectors_ptr + offs_h[None, :] * (VECTORS * BLOCK_T) + tl.arange(0, BLOCK_T)[:, None]
     tl.store(vector_ptrs, w, mask=in_h[None, :])
     tl.store(vector_ptrs + BLOCK_T, u, mask=in_h[None, :])
-    tl.store(vector_ptrs + 2 * BLOCK_T, m, mask=in_h[None, :])
+    plain = tl.min(fits.to(tl.int32), axis=0) == 1
+    tl.store(vector_ptrs + 2 * BLOCK_T, whole - above, mask=(in_h & (~plain | is_other))[None, :])
 
-    marked = tl.max(tl.where(fits, 0, 1), axis=0) == 1
     is_last = tl.arange(0, BLOCK_T)[:, None] == BLOCK_T - 1
     factor_ptrs = factors_ptr + FACTORS * offs_h
-    tl.store(factor_ptrs, tl.where(marked, 0.0, tl.exp2(middle)), mask=in_h)
+    tl.store(factor_ptrs, tl.where(plain, power_of_2(middle), 0.0), mask=in_h)
     tl.store(factor_ptrs + 1, tl.sum(tl.where(is_last, u, 0.0), axis=0), mask=in_h)
-    tl.store(factor_ptrs + 2, tl.sum(tl.where(is_last, a.to(tl.float32), 0.0), axis=0), mask=in_h)
+    tl.store(factor_ptrs + 2, tl.sum(tl.where(is_last, whole + rest, 0.0), axis=0), mask=in_h)
+
+
+@triton.jit
+def power_of_2(exponent):
+    """2 to a whole number n within ±126, exact: the last bits of 2²³ + 2²² + 127 + n are the exponent's."""
+    return ((exponent + 12583039.0).to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)

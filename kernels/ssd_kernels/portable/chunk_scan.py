@@ -17,7 +17,7 @@ from ssd_kernels.portable.configs import chunk_scan_config, tile_size
 from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
 from ssd_kernels.portable.prepare import Prepared
 from ssd_kernels.portable.tiles import count_chunks, load, segment_bounds
-from ssd_kernels.portable.walk import alike, factors, no_outputs, walk_chunk, write_plain
+from ssd_kernels.portable.walk import alike, factors, forgotten, no_outputs, walk_chunk, write_plain
 
 
 def chunk_scan(
@@ -156,6 +156,12 @@ def _chunk_scan_kernel(
     closed = tl.where(closes, sequence, -1).to(tl.int32)  # the sequence that ends here
     period_stop = first + period
     last = chunk + count_chunks(stop - first, period, chunks_per_period, CHUNK).to(tl.int32)
+    if not WITH_OUTPUTS:
+        # Nothing is left at the end of what these chunks add.
+        skipped = forgotten(factors_ptr + chunk.to(tl.int64) * (NHEADS * FACTORS), last - chunk, NHEADS)
+        chunk += skipped
+        period_stop += skipped // chunks_per_period * period
+        first += skipped // chunks_per_period * period + skipped % chunks_per_period * CHUNK
     while chunk < last:
         # As far as chunks are plain, then as far as they are not: loops without a branch, which can be pipelined.
         for OTHER in tl.static_range(2):

@@ -23,7 +23,7 @@ class Prepared(NamedTuple):
     """Of every chunk of the kernels', T tokens each, zero past their end.
 
     vectors: (batch · nchunks, nheads, VECTORS, T) fp32; factors: (batch · nchunks + 1, nheads, FACTORS) fp32, the last
-        for a look ahead; what they hold says :mod:`ssd_kernels.portable.chunk_cumsum`.
+        for a look ahead; what they hold, and where, says :mod:`ssd_kernels.portable.chunk_cumsum`.
     CB: (batch · nchunks, ngroups, T, T), bf16 for bf16 inputs, else fp32: in fp16 a product may overflow.
     """
 
@@ -79,10 +79,9 @@ def _prepare_kernel(
     head_blocks = tl.cdiv(nheads, BLOCK_H)
     parts = tl.where(is_product, ngroups, head_blocks)  # of a chunk
     part_of_all = tl.where(is_product, pid, pid - nproducts)
-    part = (part_of_all % parts).to(tl.int64)
-    row = (part_of_all // parts).to(tl.int64)  # batch · nchunks
-    batch = row // nchunks
+    part, row = part_of_all % parts, part_of_all // parts  # of batch · nchunks rows
     first, stop = chunk_bounds(row % nchunks, table_ptr, seqlen, period, chunks_per_period, CHUNK)
+    batch, part, row, first = (row // nchunks).to(tl.int64), part.to(tl.int64), row.to(tl.int64), first.to(tl.int64)
     if table_ptr is not None and first >= stop:
         return
     offs_t = first + tl.arange(0, BLOCK_T)
@@ -102,5 +101,6 @@ def _prepare_kernel(
         chunk_cumsum(
             dt_ptrs, A_ptr + offs_h * strides[1], dt_bias_ptrs,
             vectors_ptr + row * nheads * (VECTORS * BLOCK_T), factors_ptr + row * nheads * FACTORS,
-            offs_h, in_h, in_chunk[:, None] & in_h[None, :], dt_low, dt_high, SOFTPLUS, BLOCK_T,
+            offs_h, in_h, in_chunk[:, None] & in_h[None, :],
+            (stop - first < BLOCK_T) | (period % CHUNK != 0), dt_low, dt_high, SOFTPLUS, BLOCK_T,
         )  # fmt: skip

@@ -18,6 +18,9 @@ from ssd_kernels.portable.chunk_cumsum import FACTORS
 from ssd_kernels.portable.other_chunk import other_products, other_state
 from ssd_kernels.portable.tiles import dot, load
 
+# Octaves of decay after which nothing is left of what a chunk adds to a state.
+NEGLIGIBLE = tl.constexpr(40.0)
+
 
 @triton.jit
 def walk_chunk(
@@ -117,3 +120,22 @@ def alike(PLAIN: tl.constexpr, ptr, chunk, NHEADS: tl.constexpr, left, whole):
     plain = (offs_c < whole) & (tl.load(ptr + offs, mask=offs_c < left, other=0.0) != 0.0)
     differs = plain == 0 if PLAIN else plain
     return tl.minimum(tl.min(tl.where(differs, offs_c, AHEAD)), left)
+
+
+@triton.jit
+def forgotten(ptr, count, NHEADS: tl.constexpr):
+    """How many of a segment's chunks, `count`, come before all of which something is left at its end.
+
+    Each is asked, as a state may also grow: what is added before it shrinks and grows is not forgotten. Nor is a NaN.
+    """
+    BLOCK: tl.constexpr = 128
+    kept = count
+    left = tl.zeros((), dtype=tl.float32)  # octaves from the last chunk that has been asked to the segment's end
+    for done in range(0, count, BLOCK):
+        chunks = count - 1 - done - tl.arange(0, BLOCK)
+        offs = (chunks + 1).to(tl.int64) * (NHEADS * FACTORS)  # of the chunk that follows
+        octaves = tl.load(ptr + offs + 2, mask=(chunks >= 0) & (chunks + 1 < count), other=0.0)
+        of_each = left + tl.cumsum(octaves)
+        kept = tl.minimum(kept, tl.min(tl.where((chunks >= 0) & ~(of_each < -NEGLIGIBLE), chunks, count)))
+        left += tl.sum(octaves)
+    return kept
