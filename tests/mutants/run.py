@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="patches to try, by a part of their name; all by default")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="mutants tried at once")
-    parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="limit of one mutant")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="limit of one mutant")
     parser.add_argument("--required", type=float, default=0.95, metavar="FRACTION", help="mutants to be killed")
     options = parser.parse_args(arguments)
     mutants = [Mutant.read(path) for path in sorted(PATCHES.glob("*.patch"))]
