@@ -18,7 +18,7 @@ from bamba.projections import project, project_each
 # cuDNN's attention is the fastest of torch's on CUDA, and makes a plan of 40 ms for every length that a process has not
 # met. From so many tokens on one call wins that back.
 _WORTH_A_PLAN = 32768
-_WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -107,4 +107,4 @@ def attend_to_cache(q: Tensor, cache: AttentionCache, held: Tensor, reach: int) 
 
 def _kernels(reach: int) -> AbstractContextManager[None]:
     """Which of torch's kernels attend to `reach` tokens."""
-    return sdpa_kernel(_WITHOUT_PLANS) if reach < _WORTH_A_PLAN else nullcontext()
+    return sdpa_kernel(WITHOUT_PLANS) if reach < _WORTH_A_PLAN else nullcontext()

@@ -8,11 +8,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from transformers import BambaForCausalLM
 from transformers.models.bamba import modeling_bamba
 
 from bamba import Bamba
+from bamba.attention import WITHOUT_PLANS
 from bamba.decode_graph import decoding
 from ssd_kernels import patch_transformers
 
@@ -65,9 +66,7 @@ def without_plans() -> AbstractContextManager[object]:
     """While it is entered: attention by other kernels than cuDNN's, of which each length that a process first meets has
     30 ms of plan on an H200. Every token that is decoded is one; who comes second to a length would not pay for it.
     """
-    attention: AbstractContextManager[object] = sdpa_kernel(
-        [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    )
+    attention: AbstractContextManager[object] = sdpa_kernel(WITHOUT_PLANS)
     return attention
 
 

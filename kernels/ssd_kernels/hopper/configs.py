@@ -12,6 +12,7 @@ from typing import Any
 import triton.language as tl
 
 from ssd_kernels.interface import Sizes
+from ssd_kernels.portable import tiles
 from ssd_kernels.portable.pinned import Entry, pinned
 
 CHUNK = 64  # tokens worked on at once
@@ -38,8 +39,7 @@ EARLY_START = True
 # The fewest dimensions in which TMA sees x, B, C and y, where they allow it: 2, 3 or 4.
 TILE_RANK = 3
 
-# Of a state that decays by more, in powers of two, nothing is left beside what is added later.
-NEGLIGIBLE = tl.constexpr(40.0)
+NEGLIGIBLE = tiles.NEGLIGIBLE
 
 
 @dataclass(frozen=True, kw_only=True)

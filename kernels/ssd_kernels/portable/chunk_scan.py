@@ -16,7 +16,7 @@ from ssd_kernels.portable.chunk_table import ChunkTable
 from ssd_kernels.portable.configs import chunk_scan_config, tile_size
 from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
 from ssd_kernels.portable.prepare import Prepared
-from ssd_kernels.portable.tiles import count_chunks, load, segment_bounds
+from ssd_kernels.portable.tiles import count_chunks, cut_chunk, load, segment_bounds
 from ssd_kernels.portable.walk import alike, factors, forgotten, no_outputs, walk_chunk, write_plain
 
 
@@ -161,7 +161,7 @@ def _chunk_scan_kernel(
         skipped = forgotten(factors_ptr + chunk.to(tl.int64) * (NHEADS * FACTORS), last - chunk, NHEADS)
         chunk += skipped
         period_stop += skipped // chunks_per_period * period
-        first += skipped // chunks_per_period * period + skipped % chunks_per_period * CHUNK
+        first += cut_chunk(skipped, stop - first, period, chunks_per_period, CHUNK)[0]
     while chunk < last:
         # As far as chunks are plain, then as far as they are not: loops without a branch, which can be pipelined.
         for OTHER in tl.static_range(2):

@@ -1,7 +1,10 @@
-"""What several kernels share: where a chunk and a segment lie, and products that keep their operands in range."""
+"""What several kernels share: where a chunk and a segment lie, products that keep their operands in range, decay."""
 
 import triton
 import triton.language as tl
+
+# Of a state that decays by more, in powers of two, nothing is left beside what is added later.
+NEGLIGIBLE = tl.constexpr(40.0)
 
 
 @triton.jit

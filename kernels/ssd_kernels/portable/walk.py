@@ -16,10 +16,7 @@ import triton.language as tl
 
 from ssd_kernels.portable.chunk_cumsum import FACTORS
 from ssd_kernels.portable.other_chunk import other_products, other_state
-from ssd_kernels.portable.tiles import dot, load
-
-# Octaves of decay after which nothing is left of what a chunk adds to a state.
-NEGLIGIBLE = tl.constexpr(40.0)
+from ssd_kernels.portable.tiles import NEGLIGIBLE, dot, load
 
 
 @triton.jit
