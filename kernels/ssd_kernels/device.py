@@ -15,6 +15,12 @@ def is_hopper(device: torch.device) -> bool:
 
 
 @functools.cache
+def starts_early(device: torch.device) -> bool:
+    """Whether a kernel may begin before the one before it has ended: on NVIDIA's GPUs of capability 9.0 and above."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many programs run with a multiprocessor to themselves; 0 of a CPU."""
     return 0 if device.type == "cpu" else torch.cuda.get_device_properties(device).multi_processor_count

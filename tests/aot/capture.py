@@ -52,8 +52,9 @@ def launches(call: Callable[[], Any], target: str) -> list[Launch]:
         ),
         get_device_name=lambda _=None: target,
     )
+    hip = mock.patch.object(torch.version, "hip", None if isinstance(arch, int) else "6.0")
     hook = mock.patch.object(knobs.runtime, "jit_cache_hook", take)
-    with address, device, asked, hook, FakeTensorMode(), _Views(), _AsOnAGPU():
+    with address, device, asked, hip, hook, FakeTensorMode(), _Views(), _AsOnAGPU():
         call()
     return list(seen)
 

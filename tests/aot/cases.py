@@ -5,6 +5,7 @@ that no call here launches.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +39,9 @@ SCAN_FEATURES: dict[str, dict[str, Any]] = {
     "model": {"D": "head", "dt_bias": True, "dt_softplus": True},
     "batch": {"D": "head", "dt_bias": True, "dt_softplus": True, "batch": 8},
     "segments": {"D": "head", "dt_bias": True, "dt_softplus": True, "nheads": 24, "seqlen": 8192},
+    "few segments": {"D": "head", "dt_bias": True, "dt_softplus": True, "nheads": 8, "seqlen": 8192},
     "bare": {},
+    "steps of both signs": {"dt_limit": (-math.inf, math.inf)},
     "continued": {"D": "channel", "dt_softplus": True, "initial_state": True},
     "packed": {"D": "head", "dt_bias": True, "dt_softplus": True, "initial_state": True, "cu_seqlens": True},
     "chunk states": {"D": "head", "dt_bias": True, "dt_softplus": True, "return_chunk_states": True},
@@ -52,7 +55,7 @@ HOPPER_SIZES = [
     (64, 64, 112, 1, 1024), (64, 64, 112, 8, 1024), (128, 128, 64, 1, 1024), (128, 128, 64, 8, 1024),
     (64, 256, 48, 1, 8192),
 ]  # fmt: skip
-_NOT_OF_HOPPER = ("batch", "segments", "chunk states")
+_NOT_OF_HOPPER = ("batch", "segments", "few segments", "steps of both signs", "chunk states")
 HOPPER_FEATURES = {name: features for name, features in SCAN_FEATURES.items() if name not in _NOT_OF_HOPPER}
 # Other code around the loop, and other registers in it, than with a state.
 HOPPER_FEATURES["packed, no state"] = {"D": "head", "dt_bias": True, "dt_softplus": True, "cu_seqlens": True}

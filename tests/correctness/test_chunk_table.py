@@ -7,27 +7,25 @@ import torch
 from hypothesis import given, strategies as st
 
 from ssd_kernels.interface import Sizes
-from ssd_kernels.portable import chunk_table as table_module, plan as plan_module
+from ssd_kernels.portable import plan as plan_module
 from ssd_kernels.portable.chunk_table import chunk_table
-from ssd_kernels.portable.configs import MAX_CHUNK
+from ssd_kernels.portable.configs import MAX_CHUNK, SegmentSizes
 from ssd_kernels.portable.plan import Plan
 from tests.correctness.problems import DEVICE
 
 pytestmark = pytest.mark.correctness
 
 SEGMENT = 150  # tokens; so that a sequence has several
-LONG = 400
 
 chunk_sizes = st.sampled_from([1, 4, 7, MAX_CHUNK, MAX_CHUNK + 50])
 restarts = st.sampled_from([{"carry": "all"}, {"carry": "none"}, {"carry": "all", "every_state": True}])
 
 
-@pytest.fixture(autouse=True, params=[SEGMENT, 1000], ids=["all short", "of long ones short"])
+@pytest.fixture(autouse=True, params=[(), (400,), (80, 400)], ids=["all", "long ones", "by length"])
 def short_segments(request, monkeypatch):
-    """Sequences of several segments: all; or those of more than LONG tokens, while others are walked whole."""
-    monkeypatch.setattr(plan_module, "segment_size", lambda *_, long=False: SEGMENT if long else request.param)
-    for module in (plan_module, table_module):
-        monkeypatch.setattr(module, "LONG", LONG)
+    """Sequences of several segments: all; or those of some length, while others are walked whole."""
+    sizes = (1000, 2 * SEGMENT, SEGMENT)[-len(request.param) - 1 :]
+    monkeypatch.setattr(plan_module, "segment_sizes", lambda *_: SegmentSizes(request.param, sizes))
 
 
 def table_of(cu_seqlens, seqlen, chunk_size, options):
@@ -36,11 +34,6 @@ def table_of(cu_seqlens, seqlen, chunk_size, options):
     plan = Plan(sizes=sizes, asked_chunk_size=chunk_size, **options)
     table = chunk_table(torch.tensor(cu_seqlens, device=DEVICE), plan)
     return plan, *(entries.tolist() for entries in table)
-
-
-def segment_of(plan, tokens):
-    """Tokens in a segment of a sequence of so many."""
-    return plan.long_segment if tokens > LONG else plan.segment
 
 
 def cut(start, stop, size):
@@ -60,7 +53,7 @@ def test_the_chunks_and_segments_are_the_sequences_cut_one_by_one(lengths, chunk
         chunks_before, of_sequence = len(expected_chunks), cut(start, stop, plan.period)
         for period in of_sequence:
             expected_chunks += cut(*period, plan.chunk_size)
-        for first, end in cut(start, stop, segment_of(plan, stop - start)) or [(start, start)]:
+        for first, end in cut(start, stop, plan.segment_sizes.of(stop - start)) or [(start, start)]:
             edges = (first == start) + 2 * (end == stop)
             chunk = chunks_before + sum(chunk_stop <= first for _, chunk_stop in expected_chunks[chunks_before:])
             at = [sequence, first, end, chunk, periods + sum(period_stop <= first for _, period_stop in of_sequence)]
@@ -88,7 +81,7 @@ def test_whatever_the_bounds_the_table_stays_within_tokens_and_room(bounds, seql
         assert -1 <= sequence < len(bounds) - 1
         if sequence >= 0:
             assert 0 <= first <= stop <= seqlen
-            assert stop - first <= plan.segment
+            assert stop - first <= max(plan.segment_sizes.sizes)
             needed = sum(len(cut(*each, plan.chunk_size)) for each in cut(first, stop, plan.period))
             assert 0 <= chunk <= chunk + needed <= plan.nchunks
             assert period >= 0

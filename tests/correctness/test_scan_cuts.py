@@ -1,7 +1,6 @@
 """What the Triton scan decides by itself, how a call is cut and which chunks are marked, does not show."""
 
 import math
-from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -9,8 +8,8 @@ import torch
 from hypothesis import given
 
 from ssd_kernels import get_ssd
-from ssd_kernels.portable import chunk_scan, chunk_table, plan
-from ssd_kernels.portable.configs import Config
+from ssd_kernels.portable import chunk_scan, plan
+from ssd_kernels.portable.configs import WHOLE, Config, SegmentSizes
 from ssd_kernels.reference import recurrent
 from tests.correctness.budget import assert_within_budget, plain_torch, truth
 from tests.correctness.implementations import carries, check, check_inputs_within_budget
@@ -41,17 +40,13 @@ OCTAVES = 200  # of decay in a chunk, beyond which it is marked
 
 def segments_of(tokens):
     """Let a program walk that many tokens, up to a whole number of chunks."""
-    return mock.patch.object(plan, "segment_size", return_value=tokens)
+    return mock.patch.object(plan, "segment_sizes", return_value=SegmentSizes((), (tokens,)))
 
 
-@contextmanager
-def long_segments_of(tokens, long):
-    """Let a program walk that many tokens of a sequence of more than `long`, and all of another."""
-    with (
-        mock.patch.object(plan, "segment_size", lambda *_, long=False: tokens if long else 1 << 24),
-        mock.patch.object(plan, "LONG", long), mock.patch.object(chunk_table, "LONG", long),
-    ):  # fmt: skip
-        yield
+def long_segments_of(tokens, *longer):
+    """Let a program walk all of a sequence of at most `longer[0]` tokens, of others `tokens`, then 3 times as many."""
+    sizes = (WHOLE, *((i * 2 + 1) * tokens for i in range(len(longer))))
+    return mock.patch.object(plan, "segment_sizes", return_value=SegmentSizes(longer, sizes))
 
 
 def channels(count):
@@ -80,16 +75,16 @@ def test_packed_sequences_of_several_segments_equal_the_recurrence(dtype, proble
 @covering("several_sequences", "empty_sequence", "one_token", "initial_state")
 @given(problem=packed_problems())
 def test_packed_sequences_some_of_them_long_equal_the_recurrence(dtype, problem):
-    with long_segments_of(8, 12):
+    with long_segments_of(8, 12, 30):
         check("triton", problem, dtype)
 
 
-@pytest.mark.parametrize("long", [None, 30])
+@pytest.mark.parametrize("longer", [(), (30,), (20, 30)])
 @pytest.mark.parametrize(("chunk_size", "lengths"), [(CHUNK, (3, 0, 41, 28)), (5, (41, 28)), (48, (3, 130))])
-def test_a_sequence_of_several_segments_has_the_same_bits_alone_in_a_batch_and_packed(long, chunk_size, lengths):
+def test_a_sequence_of_several_segments_has_the_same_bits_alone_in_a_batch_and_packed(longer, chunk_size, lengths):
     """Segments are counted from each sequence's start, whatever shares the call; also those of long sequences only."""
     inputs = PROBLEM.but(batch=1, seqlen=sum(lengths), lengths=lengths, chunk_size=chunk_size).inputs()
-    with segments_of(CHUNK) if long is None else long_segments_of(CHUNK, long):
+    with long_segments_of(CHUNK, *longer) if longer else segments_of(CHUNK):
         packed = SSD(**inputs, return_chunk_states=True)
         parts = [SSD(**each, return_chunk_states=True) for each in alone(inputs)]
         rows = PROBLEM.inputs()
@@ -169,6 +164,16 @@ def decaying(inputs, octaves):
 @pytest.mark.parametrize("octaves", [1.0, OCTAVES - CHUNK, OCTAVES - CHUNK + 2, 6000.0])
 def test_a_chunk_that_decays_at_one_token_equals_the_recurrence(dtype, carry, token, octaves):
     check_inputs_within_budget("triton", decaying(PROBLEM.inputs(dtype), {token: octaves}), carry)
+
+
+@dtypes
+@carries
+def test_a_chunk_that_grows_and_decays_equals_the_recurrence(dtype, carry):
+    """By 87 octaves up and 163 down from where it began: further than the range, from end to end."""
+    inputs = decaying(PROBLEM.inputs(dtype), {3: -90.0, 9: 240.0})
+    inputs["dt_limit"] = (-math.inf, math.inf)
+    results = SSD(**inputs, carry=carry), truth(inputs, carry=carry)[0], plain_torch(inputs, carry=carry)[0]
+    assert_within_budget(*(y[:, 2 * CHUNK :] for y in results))  # where y is small again
 
 
 def test_a_state_that_grows_before_it_decays_is_not_forgotten_at_the_end_of_a_segment():

@@ -143,6 +143,7 @@ if ON_GPU:
         ScanProblem(ssm="portable", batch=1, seqlen=131072),
         ScanProblem(ssm="portable", batch=8, seqlen=2048),
         ScanProblem(ssm="portable", batch=32, seqlen=1024),
+        ScanProblem(ssm="portable", batch=1, seqlen=8192, nheads=24),
         ScanProblem(ssm="chunked", batch=1, seqlen=2048),
     ]
     MIXER_TOKENS, PREFILL_TOKENS, DECODE_BATCHES = 8192, [2048, 8192], [1, 16, 64, 256]

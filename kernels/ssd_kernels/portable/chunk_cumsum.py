@@ -27,7 +27,7 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def chunk_cumsum(
     dt_ptrs, A_ptrs, dt_bias_ptrs, vectors_ptr, factors_ptr, offs_h, in_h, in_chunk, is_other, dt_low, dt_high,
-    SOFTPLUS: tl.constexpr, BLOCK_T: tl.constexpr,
+    SOFTPLUS: tl.constexpr, SIGNED: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """Fill the vectors and factors of some heads of one chunk.
 
@@ -35,6 +35,7 @@ def chunk_cumsum(
     and in_h (H,) say which exist. At vectors_ptr, (nheads, VECTORS, BLOCK_T) fp32: w is zero past the end of the
     chunk, and m is there where the chunk is marked, or `is_other`: for another reason not plain to the walk. At
     factors_ptr, (nheads, FACTORS) fp32. The sum is fp64: it may be of thousands of octaves, of which differences count.
+    SIGNED: steps may be negative.
     """
     dt = tl.load(dt_ptrs, mask=in_chunk, other=0.0).to(tl.float32)  # (T, H)
     if dt_bias_ptrs is not None:
@@ -47,15 +48,21 @@ def chunk_cumsum(
     A = tl.load(A_ptrs, mask=in_h, other=0.0).to(tl.float64) * _LOG2E
     a = tl.cumsum(dt.to(tl.float64) * A[None, :], axis=0)
 
-    # All the way that a went, up and down: for steps and A of any sign no less than its range, and known at each token.
-    fits = tl.cumsum(tl.abs(dt * A.to(tl.float32)[None, :]), axis=0) <= MAX_OCTAVES
     whole = tl.floor(a + 0.5)
     rest = (a - whole).to(tl.float32)
     whole = whole.to(tl.float32)
-    # 0 is in the range: there a state enters.
-    lowest = tl.minimum(tl.min(tl.where(fits, whole, 0.0), axis=0), 0.0)
-    highest = tl.maximum(tl.max(tl.where(fits, whole, 0.0), axis=0), 0.0)
-    middle = tl.floor(0.5 * (lowest + highest))
+    # From 0, where a state enters, to the end of the range; of steps of both signs, its two ends added.
+    if SIGNED:
+        # All the way that a went, up and down: no less than its range, and known at each token.
+        fits = tl.cumsum(tl.abs(dt * A.to(tl.float32)[None, :]), axis=0) <= MAX_OCTAVES
+        lowest = tl.min(tl.where(fits, whole, 0.0), axis=0)
+        highest = tl.max(tl.where(fits, whole, 0.0), axis=0)
+        ends = tl.minimum(lowest, 0.0) + tl.maximum(highest, 0.0)
+    else:
+        fits = tl.abs(whole) <= MAX_OCTAVES
+        reach = tl.max(tl.where(fits, tl.abs(whole), 0.0), axis=0)
+        ends = tl.where(A < 0.0, -reach, reach)
+    middle = tl.floor(0.5 * ends)
     above = tl.where(fits, whole - middle[None, :], 0.0)
     w = dt * tl.exp2(-rest) * power_of_2(-above)
     u = tl.exp2(rest) * power_of_2(above)

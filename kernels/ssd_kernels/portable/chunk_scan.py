@@ -9,11 +9,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
+from ssd_kernels.device import multiprocessors, starts_early
 from ssd_kernels.launching import launch
 from ssd_kernels.portable.chunk_cumsum import FACTORS, VECTORS
 from ssd_kernels.portable.chunk_table import ChunkTable
-from ssd_kernels.portable.configs import chunk_scan_config, tile_size
+from ssd_kernels.portable.configs import Config, chunk_scan_config, tile_size
 from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
 from ssd_kernels.portable.prepare import Prepared
 from ssd_kernels.portable.tiles import count_chunks, cut_chunk, load, segment_bounds
@@ -42,26 +44,30 @@ def chunk_scan(
     """
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final_state = torch.empty(plan.sizes.state_shape, dtype=torch.float32, device=x.device)
-    _launch(x, B, C, D, prepared, initial_state, entering, y, final_state, chunk_states, plan, table)
+    _launch(x, B, C, D, prepared, initial_state, entering, y, final_state, None, chunk_states, plan, table)
     return y, final_state
 
 
-def segment_states(x: Tensor, B: Tensor, prepared: Prepared, plan: Plan, table: ChunkTable | None) -> Tensor:
-    """What every segment but the last of its sequence adds to the state, by the same walk from zero.
+def segment_states(
+    x: Tensor, B: Tensor, prepared: Prepared, plan: Plan, table: ChunkTable | None
+) -> tuple[Tensor, Tensor]:
+    """What every segment but the last of its sequence adds to the state, by the same walk from zero; and its decay.
 
-    (segments, nheads, headdim, d_state) fp32, segments being those of all sequences.
+    (segments, nheads, headdim, d_state) fp32, segments being those of all sequences; and (segments, nheads) fp32,
+    the octaves by which a state that enters one has decayed at its end.
     """
     sizes = plan.sizes
     shape = (sizes.batch * plan.nsegments, *sizes.state_shape[1:])
     states = torch.empty(shape, dtype=torch.float32, device=x.device)
-    _launch(x, B, B, None, prepared, None, None, None, states, None, plan, table)
-    return states
+    decays = torch.empty(shape[:2], dtype=torch.float32, device=x.device)
+    _launch(x, B, B, None, prepared, None, None, None, states, decays, None, plan, table)
+    return states, decays
 
 
 def _launch(
     x: Tensor, B: Tensor, C: Tensor, D: Tensor | None, prepared: Prepared, initial_state: Tensor | None,
-    entering: Tensor | None, y: Tensor | None, states: Tensor, chunk_states: Tensor | None, plan: Plan,
-    table: ChunkTable | None,
+    entering: Tensor | None, y: Tensor | None, states: Tensor, decays: Tensor | None, chunk_states: Tensor | None,
+    plan: Plan, table: ChunkTable | None,
 ) -> None:  # fmt: skip
     sizes = plan.sizes
     rows = sizes.batch * plan.nsegments
@@ -74,24 +80,37 @@ def _launch(
         x.stride(), B.stride(), C.stride(), (0,) if D is None else D.stride(),
         (0, 0, 0, 0) if initial_state is None else initial_state.stride(),
     )  # fmt: skip
+    early = not plan.passes_states and _starts_early(plan, config, rows * tiles, x.device)
     launch(
         _chunk_scan_kernel, (rows * tiles,),
-        x, B, C, D, *prepared, initial_state, entering, y, states, chunk_states, strides,
+        x, B, C, D, *prepared, initial_state, entering, y, states, decays, chunk_states, strides,
         None if table is None else table.segments, *plan.cut, *plan.segments,
         0 if chunk_states is None else chunk_states.shape[1],
         NHEADS=sizes.nheads, NGROUPS=sizes.ngroups, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, CHUNK=plan.chunk_size,
         STRIDES=(x.stride(1), B.stride(1), C.stride(1), sizes.nheads * sizes.headdim), PERIODS=plan.every_state,
-        BLOCK_T=tile_size(plan.chunk_size), BLOCK_N=tile_size(sizes.d_state), **config.kwargs,
+        BLOCK_T=tile_size(plan.chunk_size), BLOCK_N=tile_size(sizes.d_state), EARLY_START=early,
+        **({"launch_pdl": True} if early else {}), **config.kwargs,
     )  # fmt: skip
+
+
+def _starts_early(plan: Plan, config: Config, programs: int, device: torch.device) -> bool:
+    """Whether the walk may begin before the preparation has ended.
+
+    Programs that wait are put where there is room already: two on one multiprocessor and none on another. So only where
+    two have no room on one, for their shared memory, or where there are many for each.
+    """
+    alone = config.num_stages == 3 and plan.chunk_size * plan.sizes.d_state >= 64 * 128
+    return starts_early(device) and (alone or programs >= 4 * multiprocessors(device))
 
 
 @triton.jit(do_not_specialize=[*CUT, *SEGMENTS, "nperiods"])
 def _chunk_scan_kernel(
     x_ptr, B_ptr, C_ptr, D_ptr, vectors_ptr, factors_ptr, CB_ptr, initial_ptr, entering_ptr,
-    y_ptr, states_ptr, chunk_states_ptr, strides, table_ptr,
+    y_ptr, states_ptr, decays_ptr, chunk_states_ptr, strides, table_ptr,
     seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods,
     NHEADS: tl.constexpr, NGROUPS: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr,
-    STRIDES: tl.constexpr, PERIODS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    STRIDES: tl.constexpr, PERIODS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
+    EARLY_START: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P channels of one head, over one segment.
 
@@ -155,10 +174,13 @@ def _chunk_scan_kernel(
     chunk, first, stop = chunk.to(tl.int32), first.to(tl.int32), stop.to(tl.int32)
     closed = tl.where(closes, sequence, -1).to(tl.int32)  # the sequence that ends here
     period_stop = first + period
+    if EARLY_START:  # until here nothing that the preparation makes has been read
+        gdc_wait()
     last = chunk + count_chunks(stop - first, period, chunks_per_period, CHUNK).to(tl.int32)
     if not WITH_OUTPUTS:
         # Nothing is left at the end of what these chunks add.
-        skipped = forgotten(factors_ptr + chunk.to(tl.int64) * (NHEADS * FACTORS), last - chunk, NHEADS)
+        skipped, octaves = forgotten(factors_ptr + chunk.to(tl.int64) * (NHEADS * FACTORS), last - chunk, NHEADS)
+        tl.store(decays_ptr + row * NHEADS + head, octaves)
         chunk += skipped
         period_stop += skipped // chunks_per_period * period
         first += cut_chunk(skipped, stop - first, period, chunks_per_period, CHUNK)[0]

@@ -11,8 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.launching import launch
-from ssd_kernels.portable.configs import CHUNK_TABLE, LONG
-from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
+from ssd_kernels.portable.configs import CHUNK_TABLE
+from ssd_kernels.portable.plan import CUT, Plan
 from ssd_kernels.portable.tiles import count_chunks, cut_chunk
 
 
@@ -48,17 +48,17 @@ def chunk_table(cu_seqlens: Tensor, plan: Plan) -> ChunkTable:
     )
     launch(
         _chunk_table_kernel, (nseqs + 1,),
-        cu_seqlens, *table, cu_seqlens.stride(0), *plan.cut, *plan.segments, plan.long_segment, nseqs,
-        CHUNK=plan.chunk_size, LONGEST=LONG, **CHUNK_TABLE.kwargs,
+        cu_seqlens, *table, cu_seqlens.stride(0), *plan.cut, plan.nsegments, nseqs,
+        CHUNK=plan.chunk_size, BOUNDS=plan.segment_sizes.bounds, SIZES=plan.segment_sizes.sizes, **CHUNK_TABLE.kwargs,
     )  # fmt: skip
     return table
 
 
-@triton.jit(do_not_specialize=[*CUT, *SEGMENTS, "long_segment", "nseqs"])
+@triton.jit(do_not_specialize=[*CUT, "nsegments", "nseqs"])
 def _chunk_table_kernel(
     cu_seqlens_ptr, chunks_ptr, segments_ptr, sequences_ptr, stride,
-    seqlen, period, chunks_per_period, nchunks, segment, nsegments, long_segment, nseqs,
-    CHUNK: tl.constexpr, LONGEST: tl.constexpr, BLOCK: tl.constexpr,
+    seqlen, period, chunks_per_period, nchunks, nsegments, nseqs,
+    CHUNK: tl.constexpr, BOUNDS: tl.constexpr, SIZES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program: the entries of one sequence, the last program's: those left over. Grid: (nseqs + 1,).
 
@@ -73,7 +73,7 @@ def _chunk_table_kernel(
         start, stop = _sequence_bounds(cu_seqlens_ptr + offs * stride, stride, seqlen, offs < sequence)
         chunks_before += tl.sum(count_chunks(stop - start, period, chunks_per_period, CHUNK))
         periods_before += tl.sum(tl.cdiv(stop - start, period))
-        size = tl.where(stop - start > LONGEST, long_segment, segment)
+        size = _segment_size(stop - start, BOUNDS, SIZES)
         segments_before += tl.sum(tl.where(offs < sequence, tl.maximum(tl.cdiv(stop - start, size), 1), 0))
     tl.store(sequences_ptr + sequence, tl.minimum(segments_before, nsegments))
 
@@ -89,7 +89,7 @@ def _chunk_table_kernel(
         tl.store(ptrs, start + first, mask=in_table)
         tl.store(ptrs + 1, start + end, mask=in_table)
 
-    size = tl.where(stop - start > LONGEST, long_segment, segment).to(tl.int64)
+    size = _segment_size(stop - start, BOUNDS, SIZES)
     needed = tl.maximum(tl.cdiv(stop - start, size), 1)
     entries = tl.where(is_sequence, needed, nsegments - segments_before)
     for i in range(0, entries, BLOCK):
@@ -108,6 +108,15 @@ def _chunk_table_kernel(
         tl.store(ptrs + 3, chunk, mask=in_table)
         tl.store(ptrs + 4, periods_before + first_period, mask=in_table)
         tl.store(ptrs + 5, (offs == 0).to(tl.int64) + 2 * (offs == needed - 1).to(tl.int64), mask=in_table)
+
+
+@triton.jit
+def _segment_size(tokens, BOUNDS: tl.constexpr, SIZES: tl.constexpr):
+    """Tokens in a segment of sequences of so many."""
+    size = tl.full(tokens.shape, SIZES[0], tl.int64)
+    for i in tl.static_range(len(BOUNDS)):
+        size = tl.where(tokens > BOUNDS[i], SIZES[i + 1], size)
+    return size
 
 
 @triton.jit

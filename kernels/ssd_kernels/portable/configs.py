@@ -6,10 +6,11 @@ attention_step, rms_norm and swiglu are not searched, and have their rules alone
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,7 +50,7 @@ def tuned(kernel: str) -> Callable[[Callable[..., Config]], Callable[..., Config
 
 
 CHUNK_TABLE = Config(block={"BLOCK": 256}, num_warps=1)
-STATE_PASSING = Config(block={"BLOCK": 1024, "BLOCK_C": 128}, num_warps=4)
+STATE_PASSING = Config(block={"BLOCK": 1024, "AHEAD": 4}, num_warps=4)
 
 CAUSAL_CONV1D = Config(block={"BLOCK_T": 32, "ROWS": 8, "BLOCK_C": 128}, num_warps=1)
 # The search for the sequence of a program's first token keeps registers that wide rows would spill.
@@ -62,9 +63,7 @@ MAX_CONV_WIDTH = 4  # taps
 # Tokens of a chunk of the scan's: the (chunk, chunk) products grow with its square, and the decay inside one should
 # stay within the range of fp32.
 MAX_CHUNK = 64
-# Tokens of a sequence that one program may still walk whole. Of a longer one some heads have hundreds of marked chunks,
-# which take longer, while other heads' multiprocessors are idle.
-LONG = 65536
+WHOLE = 1 << 24  # tokens of a segment that is a whole sequence, if it has no more
 
 
 def causal_conv1d_config(packed: bool = False) -> Config:
@@ -146,16 +145,31 @@ def _pinned(kernel: str, *sizes: int | str) -> Config | None:
     return None if entry is None else Config(**entry)
 
 
-def segment_size(nheads: int, headdim: int, long: bool = False) -> int:
-    """Tokens that one program walks: fewer where the heads of one sequence do not fill half the chip, else all.
+class SegmentSizes(NamedTuple):
+    """Tokens that one program walks: sizes[i] of a sequence of at most bounds[i]; the last of a longer one."""
 
-    Of a sequence of more than :data:`LONG` tokens never all. By the model's shape and the sequence's own length alone,
-    so that a sequence has the same bits whatever shares the call with it.
+    bounds: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    def of(self, seqlen: int) -> int:
+        """Of a sequence of so many tokens."""
+        return self.sizes[bisect_left(self.bounds, seqlen)]
+
+
+@cache
+def segment_sizes(nheads: int, headdim: int, d_state: int) -> SegmentSizes:
+    """As many as a sequence has where its heads fill half the chip, or it is short.
+
+    Of a sequence of more than 65536 tokens some heads have hundreds of marked chunks, which take longer, while other
+    heads' multiprocessors are idle. By the model's shape and the sequence's own length alone, so that a sequence has
+    the same bits whatever shares the call with it.
     """
     programs = nheads * -(-headdim // 64)
-    if programs > 64:  # the states between segments take memory, and shorter ones more of it
-        return 16384 if long else 1 << 24
-    return 4096 if programs > 32 else 2048
+    if programs > 64:
+        return SegmentSizes((65536,), (WHOLE, 16384))
+    # The states between segments take memory, and shorter segments more of it.
+    few = 1024 if programs * d_state <= 8192 else 2048
+    return SegmentSizes((2048, 32768), (WHOLE, few, 4096))
 
 
 def max_chunk(dtype: torch.dtype, d_state: int) -> int:

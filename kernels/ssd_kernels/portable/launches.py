@@ -41,9 +41,9 @@ def _ssd(
     of_scan = (x.dtype, chunk, sizes.headdim, sizes.d_state, heads, x.device)
     scan = configs.chunk_scan_config(*of_scan, every_state=return_chunk_states)
     shape = {"headdim": sizes.headdim, "d_state": sizes.d_state, "heads of all segments": heads}
-    if plan.several_segments and not plan.independent:
-        few, long = f"{sizes.nheads} heads do not fill the device", f"of sequences of more than {configs.LONG} tokens"
-        segments = f"segments of {plan.shortest_segment}, {few if plan.usual_segment < configs.LONG else long}"
+    if plan.passes_states:
+        of = f"of {plan.segment} tokens" if cu_seqlens is None else "by each sequence's length"
+        segments = f"segments {of}, for {sizes.nheads} heads and {sizes.seqlen} tokens"
         yield "_chunk_scan_kernel", configs.chunk_scan_config(*of_scan), f"states of {segments}"
         yield "_state_passing_kernel", configs.STATE_PASSING, segments
     yield "_chunk_scan_kernel", scan, f"carry {carry!r}, {_by(x, **shape)}"

@@ -72,9 +72,9 @@ def _ssd_scan(
         table = None if cu_seqlens is None else chunk_table(cu_seqlens, plan)
         prepared = prepare(dt, A, B, C, dt_bias, dt_softplus, (dt_low, dt_high), plan, table)
         entering = None
-        if plan.several_segments and not plan.independent:
-            entering = segment_states(x, B, prepared, plan, table)
-            state_passing(entering, prepared, initial_state, plan, table)
+        if plan.passes_states:
+            entering, decays = segment_states(x, B, prepared, plan, table)
+            state_passing(entering, decays, initial_state, plan, table)
         every = chunk_states if plan.every_state else None
         y, final_state = chunk_scan(x, B, C, D, prepared, initial_state, entering, every, plan, table)
     return y, final_state, chunk_states

@@ -1,10 +1,11 @@
 """How one call is cut: into segments that a program walks, and these into chunks. Decided once on the host."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from ssd_kernels.interface import Sizes
-from ssd_kernels.portable.configs import LONG, MAX_CHUNK, segment_size
+from ssd_kernels.portable.configs import MAX_CHUNK, SegmentSizes, segment_sizes
 
 # The arguments by which a kernel learns the cut. Not specialised, or every new length would compile anew.
 CUT = ("seqlen", "period", "chunks_per_period", "nchunks")
@@ -43,35 +44,32 @@ class Plan:
         return self.carry == "none"
 
     @property
-    def segment(self) -> int:
-        """Tokens in a segment (the last of a sequence may be shorter): a multiple of the caller's chunk_size.
-
-        Of packed sequences, in a segment of one that is not long.
-        """
-        return self.usual_segment if self.sizes.nseqs is not None else self.shortest_segment
+    def period(self) -> int:
+        """Tokens from where the state is wanted or restarts to the next such place; a chunk where there is none."""
+        return self.asked_chunk_size if self.independent or self.every_state else self.chunk_size
 
     @property
-    def long_segment(self) -> int:
-        """Tokens in a segment of a long sequence: also a multiple of the kernels' chunk_size, where it is not a period.
+    def segment_sizes(self) -> SegmentSizes:
+        """Tokens in a segment (the last of a sequence may be shorter), by the length of its sequence.
 
-        So a period need not end with it, and is the same for packed sequences that are long and those that are not.
+        Whole chunks, of the caller's and of the kernels', so that the cut is the same whether states are wanted.
         """
-        of = self.sizes.nheads, self.sizes.headdim
-        if self.independent or segment_size(*of, long=True) == segment_size(*of):
-            return self.usual_segment
-        return _multiple(segment_size(*of, long=True), math.lcm(self.asked_chunk_size, self.chunk_size))
-
-    @property
-    def usual_segment(self) -> int:
-        """Of a sequence that is not long."""
         if self.independent:
-            return self.asked_chunk_size
-        return _multiple(segment_size(self.sizes.nheads, self.sizes.headdim), self.asked_chunk_size)
+            return SegmentSizes((), (self.asked_chunk_size,))
+        bounds, sizes = segment_sizes(self.sizes.nheads, self.sizes.headdim, self.sizes.d_state)
+        unit = math.lcm(self.asked_chunk_size, self.chunk_size)
+        return SegmentSizes(bounds, tuple(-(-size // unit) * unit for size in sizes))
+
+    @property
+    def segment(self) -> int:
+        """Of a sequence as long as all of the call's tokens."""
+        return self.segment_sizes.of(self.sizes.seqlen)
 
     @property
     def shortest_segment(self) -> int:
-        """Of a sequence as long as all of the call's tokens, or of which that is the most."""
-        return self.long_segment if self.sizes.seqlen > LONG else self.usual_segment
+        """Of any sequence of at most all of the call's tokens."""
+        bounds, sizes = self.segment_sizes
+        return min(sizes[: bisect_left(bounds, self.sizes.seqlen) + 1])
 
     @property
     def nsegments(self) -> int:
@@ -83,12 +81,12 @@ class Plan:
     @property
     def several_segments(self) -> bool:
         """Whether a sequence may have more than one."""
-        return self.sizes.seqlen > self.shortest_segment
+        return self.sizes.seqlen > (self.segment if self.sizes.nseqs is None else self.shortest_segment)
 
     @property
-    def period(self) -> int:
-        """Tokens between two places where the state is wanted: a segment, or a chunk of the caller's."""
-        return self.asked_chunk_size if self.every_state else self.segment
+    def passes_states(self) -> bool:
+        """Whether a segment may need the state of the one before, which is found before any is walked."""
+        return self.several_segments and not self.independent
 
     @property
     def chunks_per_period(self) -> int:
@@ -116,8 +114,3 @@ class Plan:
     def segments(self) -> tuple[int, int]:
         """What the kernels that walk segments read besides, in the order of :data:`SEGMENTS`."""
         return (self.segment, self.nsegments)
-
-
-def _multiple(size: int, unit: int) -> int:
-    """The smallest multiple of `unit` that is at least `size`."""
-    return -(-size // unit) * unit

@@ -9,7 +9,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
+from ssd_kernels.device import starts_early
 from ssd_kernels.launching import launch
 from ssd_kernels.portable.bmm_chunk import bmm_chunk
 from ssd_kernels.portable.chunk_cumsum import FACTORS, VECTORS, chunk_cumsum
@@ -50,12 +52,14 @@ def prepare(
     config = prepare_config(B.dtype, sizes.d_state)
     head_blocks = triton.cdiv(sizes.nheads, config.block["BLOCK_H"])
     nproducts = chunks * sizes.ngroups
+    signed = dt_limit[0] < 0 and not (dt_softplus and dt_limit[1] >= 0)
     strides = (dt.stride(), A.stride(0), 0 if dt_bias is None else dt_bias.stride(0), B.stride(), C.stride())
     launch(
         _prepare_kernel, (nproducts + chunks * head_blocks,),
         dt, A, dt_bias, B, C, *prepared, strides, *dt_limit, None if table is None else table.chunks,
         *plan.cut, sizes.nheads, sizes.ngroups, nproducts, dt.stride(2),
-        SOFTPLUS=dt_softplus, CHUNK=plan.chunk_size, D_STATE=sizes.d_state, BLOCK_T=tile, **config.kwargs,
+        SOFTPLUS=dt_softplus, SIGNED=signed, CHUNK=plan.chunk_size, D_STATE=sizes.d_state, BLOCK_T=tile,
+        EARLY_START=starts_early(dt.device), **config.kwargs,
     )  # fmt: skip
     return prepared
 
@@ -64,15 +68,18 @@ def prepare(
 def _prepare_kernel(
     dt_ptr, A_ptr, dt_bias_ptr, B_ptr, C_ptr, vectors_ptr, factors_ptr, CB_ptr, strides, dt_low, dt_high, table_ptr,
     seqlen, period, chunks_per_period, nchunks, nheads, ngroups, nproducts, dt_head_stride,
-    SOFTPLUS: tl.constexpr, CHUNK: tl.constexpr, D_STATE: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+    SOFTPLUS: tl.constexpr, SIGNED: tl.constexpr, CHUNK: tl.constexpr, D_STATE: tl.constexpr,
+    BLOCK_T: tl.constexpr, EARLY_START: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program: CB of one chunk and group, or BLOCK_H heads of one chunk.
 
     Grid: (batch · nchunks · ngroups + batch · nchunks · head blocks,). `strides` are those of dt, A, dt_bias, B and C.
     That of dt's heads is not specialised: of one that is 1, the compiler would make a tile that is laid out by heads,
     and then work out most of what is made of it twice, in that layout and in the one in which it is stored.
+    EARLY_START: a walk that is launched so may begin, and waits for what is made here where it needs it.
     """
+    if EARLY_START:
+        gdc_launch_dependents()
     dt_strides, B_strides, C_strides = strides[0], strides[3], strides[4]
     pid = tl.program_id(0)
     is_product = pid < nproducts
@@ -102,5 +109,5 @@ def _prepare_kernel(
             dt_ptrs, A_ptr + offs_h * strides[1], dt_bias_ptrs,
             vectors_ptr + row * nheads * (VECTORS * BLOCK_T), factors_ptr + row * nheads * FACTORS,
             offs_h, in_h, in_chunk[:, None] & in_h[None, :],
-            (stop - first < BLOCK_T) | (period % CHUNK != 0), dt_low, dt_high, SOFTPLUS, BLOCK_T,
+            (stop - first < BLOCK_T) | (period % CHUNK != 0), dt_low, dt_high, SOFTPLUS, SIGNED, BLOCK_T,
         )  # fmt: skip

@@ -8,22 +8,19 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_kernels.launching import launch
-from ssd_kernels.portable.chunk_cumsum import FACTORS
 from ssd_kernels.portable.chunk_table import ChunkTable
 from ssd_kernels.portable.configs import STATE_PASSING
-from ssd_kernels.portable.plan import CUT, SEGMENTS, Plan
-from ssd_kernels.portable.prepare import Prepared
-from ssd_kernels.portable.tiles import count_chunks, segment_bounds
+from ssd_kernels.portable.plan import Plan
 
 
 def state_passing(
-    states: Tensor, prepared: Prepared, initial_state: Tensor | None, plan: Plan, table: ChunkTable | None
+    states: Tensor, decays: Tensor, initial_state: Tensor | None, plan: Plan, table: ChunkTable | None
 ) -> None:
     """Turn the states that segments add into the states that enter them, in place; but for each sequence's first.
 
     Args:
         states: (segments, nheads, headdim, d_state) fp32 contiguous.
-        prepared: what is known of every chunk.
+        decays: (segments, nheads) fp32 contiguous: a_s, in octaves.
         initial_state: (batch or nseqs, nheads, headdim, d_state) fp32, any strides; or None.
         plan: how the call is cut.
         table: where packed sequences are cut.
@@ -33,21 +30,21 @@ def state_passing(
     blocks = triton.cdiv(sizes.headdim * sizes.d_state, config.block["BLOCK"])
     launch(
         _state_passing_kernel, (sizes.state_shape[0] * sizes.nheads * blocks,),
-        states, prepared.factors, initial_state,
-        (0, 0, 0, 0) if initial_state is None else initial_state.stride(),
-        *((None, None) if table is None else (table.segments, table.sequences)),
-        *plan.cut, *plan.segments, sizes.nheads,
-        CHUNK=plan.chunk_size, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, **config.kwargs,
+        states, decays, initial_state, (0, 0, 0, 0) if initial_state is None else initial_state.stride(),
+        None if table is None else table.sequences, plan.nsegments, sizes.nheads,
+        HEADDIM=sizes.headdim, D_STATE=sizes.d_state, **config.kwargs,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*CUT, *SEGMENTS, "nheads"])
+@triton.jit(do_not_specialize=["nsegments", "nheads"])
 def _state_passing_kernel(
-    states_ptr, factors_ptr, initial_ptr, initial_strides, table_ptr, sequences_ptr,
-    seqlen, period, chunks_per_period, nchunks, segment, nsegments, nheads,
-    CHUNK: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr,
+    states_ptr, decays_ptr, initial_ptr, initial_strides, sequences_ptr, nsegments, nheads,
+    HEADDIM: tl.constexpr, D_STATE: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK elements of one head's state, over a sequence. Grid: (batch or nseqs · nheads · blocks,)."""
+    """One program: BLOCK elements of one head's state, over a sequence. Grid: (batch or nseqs · nheads · blocks,).
+
+    What segments add is read up to AHEAD segments before it is needed, and their decay one.
+    """
     BLOCKS: tl.constexpr = (HEADDIM * D_STATE + BLOCK - 1) // BLOCK
     pid = tl.program_id(0)
     sequence = (pid // BLOCKS // nheads).to(tl.int64)
@@ -66,18 +63,14 @@ def _state_passing_kernel(
         initial_ptrs += (offs % D_STATE).to(tl.int64) * initial_strides[3]
         state = tl.load(initial_ptrs, mask=in_state, other=0.0)
     state_ptrs = states_ptr + (first_row * nheads + head) * (HEADDIM * D_STATE) + offs
-    for i in range(count - 1):
-        _, first, stop, chunk, _, _, _ = segment_bounds(
-            first_row + i, table_ptr, seqlen, period, chunks_per_period, nchunks, segment, nsegments, 0
-        )
-        octaves = tl.zeros((BLOCK_C,), dtype=tl.float32)
-        last = chunk + count_chunks(stop - first, period, chunks_per_period, CHUNK)
-        for c in range(chunk, last, BLOCK_C):
-            offs_c = c + tl.arange(0, BLOCK_C)
-            octaves += tl.load(factors_ptr + (offs_c * nheads + head) * FACTORS + 2, mask=offs_c < last, other=0.0)
-        added = tl.load(state_ptrs, mask=in_state, other=0.0)
+    decay_ptr = decays_ptr + first_row * nheads + head
+    octaves = tl.load(decay_ptr, mask=count > 1, other=0.0)
+    row = nheads.to(tl.int64) * (HEADDIM * D_STATE)
+    for index in tl.range(count - 1, num_stages=AHEAD):
+        of_next = tl.load(decay_ptr + (index + 1) * nheads, mask=index + 2 < count, other=0.0)
+        added = tl.load(state_ptrs + index * row, mask=in_state, other=0.0)
         # What is stored is what entered this segment; of the first, which needs none, the same.
-        tl.store(state_ptrs, state, mask=in_state)
-        state = tl.exp2(tl.sum(octaves)) * state + added
-        state_ptrs += nheads * (HEADDIM * D_STATE)
-    tl.store(state_ptrs, state, mask=in_state & (count > 0))
+        tl.store(state_ptrs + index * row, state, mask=in_state)
+        state = tl.exp2(octaves) * state + added
+        octaves = of_next
+    tl.store(state_ptrs + (count - 1) * row, state, mask=in_state & (count > 0))

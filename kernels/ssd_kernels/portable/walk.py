@@ -121,7 +121,7 @@ def alike(PLAIN: tl.constexpr, ptr, chunk, NHEADS: tl.constexpr, left, whole):
 
 @triton.jit
 def forgotten(ptr, count, NHEADS: tl.constexpr):
-    """How many of a segment's chunks, `count`, come before all of which something is left at its end.
+    """How many of `count` chunks come before all of which something is left at the end; and the octaves of them all.
 
     Each is asked, as a state may also grow: what is added before it shrinks and grows is not forgotten. Nor is a NaN.
     """
@@ -135,4 +135,4 @@ def forgotten(ptr, count, NHEADS: tl.constexpr):
         of_each = left + tl.cumsum(octaves)
         kept = tl.minimum(kept, tl.min(tl.where((chunks >= 0) & ~(of_each < -NEGLIGIBLE), chunks, count)))
         left += tl.sum(octaves)
-    return kept
+    return kept, left + tl.load(ptr + 2)
