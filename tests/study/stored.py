@@ -91,7 +91,7 @@ def _read(document: dict[str, Any]) -> Iterator[Row]:
         versions = extra["toolchain"]
         yield Row(
             group=benchmark["group"],
-            params={name: str(value) for name, value in benchmark["params"].items()},
+            params={name: str(value) for name, value in sorted(benchmark["params"].items())},
             ran=extra.get("implementation", {}).get("ran") or "",
             metrics={
                 name: float(f"{statistics.median(extra['metrics'][name]['values']):.5g}")

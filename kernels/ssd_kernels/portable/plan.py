@@ -1,7 +1,6 @@
 """How one call is cut: into segments that a program walks, and these into chunks. Decided once on the host."""
 
 import math
-from bisect import bisect_left
 from dataclasses import dataclass
 
 from ssd_kernels.interface import Sizes
@@ -62,31 +61,23 @@ class Plan:
 
     @property
     def segment(self) -> int:
-        """Of a sequence as long as all of the call's tokens."""
-        return self.segment_sizes.of(self.sizes.seqlen)
-
-    @property
-    def shortest_segment(self) -> int:
-        """Of any sequence of at most all of the call's tokens."""
-        bounds, sizes = self.segment_sizes
-        return min(sizes[: bisect_left(bounds, self.sizes.seqlen) + 1])
+        """Of a sequence of all of the call's tokens; where they are those of packed ones, the shortest of any."""
+        sizes, seqlen = self.segment_sizes, self.sizes.seqlen
+        if self.sizes.nseqs is None:
+            return sizes.of(seqlen)
+        return min(sizes.of(min(bound, seqlen)) for bound in (*sizes.bounds, seqlen))
 
     @property
     def nsegments(self) -> int:
         """Segments of a sequence; or room for those of all packed sequences, of which an empty one has one too."""
         if self.sizes.nseqs is None:
             return -(-self.sizes.seqlen // self.segment)
-        return self.sizes.nseqs + max(self.sizes.seqlen - 1, 0) // self.shortest_segment
-
-    @property
-    def several_segments(self) -> bool:
-        """Whether a sequence may have more than one."""
-        return self.sizes.seqlen > (self.segment if self.sizes.nseqs is None else self.shortest_segment)
+        return self.sizes.nseqs + max(self.sizes.seqlen - 1, 0) // self.segment
 
     @property
     def passes_states(self) -> bool:
         """Whether a segment may need the state of the one before, which is found before any is walked."""
-        return self.several_segments and not self.independent
+        return not self.independent and self.sizes.seqlen > self.segment
 
     @property
     def chunks_per_period(self) -> int:
