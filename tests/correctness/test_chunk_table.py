@@ -21,11 +21,17 @@ chunk_sizes = st.sampled_from([1, 4, 7, MAX_CHUNK, MAX_CHUNK + 50])
 restarts = st.sampled_from([{"carry": "all"}, {"carry": "none"}, {"carry": "all", "every_state": True}])
 
 
-@pytest.fixture(autouse=True, params=[(), (400,), (80, 400)], ids=["all", "long ones", "by length"])
+CUTS = {
+    "all short": SegmentSizes((), (SEGMENT,)),
+    "of long ones short": SegmentSizes((400,), (1000, SEGMENT)),
+    "by length": SegmentSizes((80, 400), (1000, 2 * SEGMENT, SEGMENT)),
+}
+
+
+@pytest.fixture(autouse=True, params=CUTS.values(), ids=CUTS)
 def short_segments(request, monkeypatch):
     """Sequences of several segments: all; or those of some length, while others are walked whole."""
-    sizes = (1000, 2 * SEGMENT, SEGMENT)[-len(request.param) - 1 :]
-    monkeypatch.setattr(plan_module, "segment_sizes", lambda *_: SegmentSizes(request.param, sizes))
+    monkeypatch.setattr(plan_module, "segment_sizes", lambda *_: request.param)
 
 
 def table_of(cu_seqlens, seqlen, chunk_size, options):
@@ -81,7 +87,7 @@ def test_whatever_the_bounds_the_table_stays_within_tokens_and_room(bounds, seql
         assert -1 <= sequence < len(bounds) - 1
         if sequence >= 0:
             assert 0 <= first <= stop <= seqlen
-            assert stop - first <= max(plan.segment_sizes.sizes)
+            assert stop - first <= plan.segment
             needed = sum(len(cut(*each, plan.chunk_size)) for each in cut(first, stop, plan.period))
             assert 0 <= chunk <= chunk + needed <= plan.nchunks
             assert period >= 0

@@ -80,7 +80,7 @@ def _launch(
         x.stride(), B.stride(), C.stride(), (0,) if D is None else D.stride(),
         (0, 0, 0, 0) if initial_state is None else initial_state.stride(),
     )  # fmt: skip
-    early = not plan.passes_states and _starts_early(plan, config, rows * tiles, x.device)
+    early = _starts_early(plan, config, rows * tiles, x.device)
     launch(
         _chunk_scan_kernel, (rows * tiles,),
         x, B, C, D, *prepared, initial_state, entering, y, states, decays, chunk_states, strides,
@@ -94,13 +94,14 @@ def _launch(
 
 
 def _starts_early(plan: Plan, config: Config, programs: int, device: torch.device) -> bool:
-    """Whether the walk may begin before the preparation has ended.
+    """Whether the walk may begin before the preparation has ended, where nothing else stands between them.
 
     Programs that wait are put where there is room already: two on one multiprocessor and none on another. So only where
     two have no room on one, for their shared memory, or where there are many for each.
     """
     alone = config.num_stages == 3 and plan.chunk_size * plan.sizes.d_state >= 64 * 128
-    return starts_early(device) and (alone or programs >= 4 * multiprocessors(device))
+    enough = alone or programs >= 4 * multiprocessors(device)
+    return starts_early(device) and enough and not plan.passes_states
 
 
 @triton.jit(do_not_specialize=[*CUT, *SEGMENTS, "nperiods"])

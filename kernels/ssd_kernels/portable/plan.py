@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from ssd_kernels.interface import Sizes
 from ssd_kernels.portable.configs import MAX_CHUNK, SegmentSizes, segment_sizes
@@ -47,7 +48,7 @@ class Plan:
         """Tokens from where the state is wanted or restarts to the next such place; a chunk where there is none."""
         return self.asked_chunk_size if self.independent or self.every_state else self.chunk_size
 
-    @property
+    @cached_property
     def segment_sizes(self) -> SegmentSizes:
         """Tokens in a segment (the last of a sequence may be shorter), by the length of its sequence.
 
