@@ -25,6 +25,7 @@ PROBLEMS = {
     "groups": PROBLEM.but(nheads=6, ngroups=2, seqlen=65),
     "wide heads": PROBLEM.but(headdim=128, d_state=128, nheads=1, seqlen=200),
     "wide states": PROBLEM.but(d_state=256, seqlen=200),
+    "wide states, each stage many times": PROBLEM.but(d_state=256, seqlen=1100, nheads=5),
     "wide states and heads, in groups": PROBLEM.but(d_state=256, headdim=128, ngroups=2, seqlen=130, by_channel=True),
     "nothing optional": PROBLEM.but(skip=False, bias=False, softplus=False, initial=False, seqlen=128),
     "slow": PROBLEM.but(dt_regime="slow"),

@@ -106,9 +106,10 @@ _STAGES = {(64, 1): 5, (64, 2): 4, (128, 1): 4, (128, 2): 3, (256, 1): 2}
 D_STATES = tuple(sorted({d_state for d_state, _ in _STAGES}))
 
 # Microseconds on an H200. A program of the scan: a chunk, by d_state and consumers; filling the stages. The states
-# before segments: their launch; a chunk of the longest program, which waits for each.
-_CHUNK_TIME = {(64, 1): 0.86, (64, 2): 1.42, (128, 1): 0.80, (128, 2): 1.42, (256, 1): 2.0}
-_FILL_TIME, _STATES_TIME, _STATE_CHUNK_TIME = 3.0, 10.0, 1.0
+# before segments: their launch, and what of it does not overlap; a chunk of the longest program, which waits for each.
+_CHUNK_TIME = {(64, 1): 0.86, (64, 2): 1.42, (128, 1): 0.80, (128, 2): 1.42, (256, 1): 1.4}
+_FILL_TIME, _STATE_CHUNK_TIME = 3.0, 1.0
+_STATES_TIME = {64: 10.0, 128: 10.0, 256: 4.0}
 # Chunks before a token that matter to it even in the slowest heads of a freshly initialised layer.
 _REMEMBERED = 48
 _WORTHWHILE = 0.97  # more segments have to gain three hundredths
@@ -217,7 +218,7 @@ def _estimate(sizes: Sizes, period: int | None, sms: int, config: ScanConfig) ->
     chunks = min(piece * cut.pieces_of_segment, _chunks(sizes))
     time = _turns(sizes, sms, config) * (_FILL_TIME + chunks * _CHUNK_TIME[sizes.d_state, config.consumers])
     if cut.segments > 1 and period is None:
-        time += _STATES_TIME + _STATE_CHUNK_TIME * min(piece, _REMEMBERED)
+        time += _STATES_TIME[sizes.d_state] + _STATE_CHUNK_TIME * min(piece, _REMEMBERED)
     return time
 
 

@@ -94,7 +94,7 @@ def consumer(
         y = warpgroup_mma(entering, C_tile.permute((1, 0)), zero, use_acc=False, is_async=True)
         if slot > begin:
             store_tile(y_desc, batch, before, token - Q, head, channel, y_tile, PARTS * P, RANK)
-            if not ALONE:
+            if not ALONE and SPLIT == 1:
                 mbarrier.arrive(empty.index(used), count=1)
         if steep:
             # Its y from the state as it is; what the chunk adds to the state follows below, as for all.
@@ -133,6 +133,9 @@ def consumer(
             fence_async_shared()
         if not ALONE:
             S = warpgroup_mma_wait(0, deps=[S])
+        if SPLIT > 1:
+            # At once: of two stages the other may still be on its way, and waiting for it would leave nothing to load.
+            mbarrier.arrive(empty.index(stage), count=1)
         used = stage
         stage, phase = following(stage, phase, STAGES)
     if ALONE:

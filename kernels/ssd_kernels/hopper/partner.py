@@ -55,7 +55,6 @@ def partner(
     zero = gl.full([P, Q], 0.0, gl.float32, LY)
     closing = gl.to_tensor(0.0)
     stage = 0
-    used = 0
     phase = 0
     for slot in range(begin, end):
         token = start + (slot - first) * Q
@@ -85,13 +84,11 @@ def partner(
             y, S, xw = first_half_of_partner(y, S, xw, between, Q, LY, AS)
         S = warpgroup_mma(xw, B_tiles.index(stage * 2 + 1).reshape([Q, N]), S, is_async=True)
         handed_tiles.index(stage).store(y)
-        # All warps have stored, and have done with the stage before.
+        # All warps have stored.
         barrier()
         mbarrier.arrive(handed.index(stage), count=1)
-        if slot > begin:
-            mbarrier.arrive(empty.index(used), count=1)
         S = warpgroup_mma_wait(0, deps=[S])
-        used = stage
+        mbarrier.arrive(empty.index(stage), count=1)
         stage, phase = following(stage, phase, STAGES)
     if (end == last) & ((begin < end) | (cut[0] == 0)):
         store_state(final_ptr, S, closing, row * nheads * PARTS + part, 1, 2, P, N, LS)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, SEGMENT_STATES, Cut
+from ssd_kernels.hopper.configs import CHUNK, GROUP, NEGLIGIBLE, PART, SEGMENT_STATES, WIDTH, Cut
 from ssd_kernels.hopper.decays import BETWEEN, EXPONENTS, TO_END, TOTAL
 from ssd_kernels.hopper.prepare import Prepared
 from ssd_kernels.hopper.slots import CUT, piece_bounds, row_bounds
@@ -44,13 +44,14 @@ def segment_states(
     count, rows = cut.pieces_before_last, sizes.state_shape[0]
     states = torch.empty((rows, count, *sizes.state_shape[1:]), dtype=torch.float32, device=x.device)
     decays = torch.empty((rows, count, nparts), dtype=torch.float32, device=x.device)
+    width = min(sizes.d_state, WIDTH)
     launch(
-        _segment_states_kernel, (rows * count * nparts,),
+        _segment_states_kernel, (rows * count * nparts * (sizes.d_state // width),),
         x, B, prepared.factors.view(torch.int32), prepared.exponents, states, decays, x.stride(), B.stride(),
         cu_seqlens, 0 if cu_seqlens is None else cu_seqlens.stride(0),
         sizes.seqlen, nslots, count, cut.pieces, sizes.nheads, sizes.ngroups,
         PARTS=sizes.headdim // PART, D_STATE=sizes.d_state, CHUNK=CHUNK, PART=PART, GROUP=GROUP,
-        EXPONENTS=EXPONENTS, **SEGMENT_STATES.kwargs,
+        EXPONENTS=EXPONENTS, BLOCK_N=width, **SEGMENT_STATES.kwargs,
     )  # fmt: skip
     return Pieces(states, decays)
 
@@ -60,11 +61,15 @@ def _segment_states_kernel(
     x_ptr, B_ptr, pairs_ptr, exponents_ptr, states_ptr, decays_ptr, x_strides, B_strides,
     cu_seqlens_ptr, cu_stride, seqlen, nslots, count, pieces, nheads, ngroups,
     PARTS: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr, PART: tl.constexpr, GROUP: tl.constexpr,
-    EXPONENTS: tl.constexpr, BLOCK_C: tl.constexpr,
+    EXPONENTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: one part of one head in one piece. Grid: (rows · count · nheads · PARTS,), parts fastest."""
+    """One program: BLOCK_N columns of one part of one head in one piece.
+
+    Grid: (rows · count · nheads · PARTS · D_STATE / BLOCK_N,), columns fastest, then parts.
+    """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    pid = tl.program_id(0)
+    BLOCKS: tl.constexpr = D_STATE // BLOCK_N
+    pid, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
     nparts = nheads * PARTS
     head, part = (pid % nparts // PARTS).to(tl.int64), pid % PARTS
     piece, row = pid // nparts % count, (pid // nparts // count).to(tl.int64)
@@ -87,10 +92,11 @@ def _segment_states_kernel(
         keep = tl.maximum(keep, gone)
         slot = tl.where(gone > begin, begin, slot - BLOCK_C)
 
-    offs_p, offs_n, offs_q = tl.arange(0, PART), tl.arange(0, D_STATE), tl.arange(0, CHUNK)
+    offs_p, offs_q = tl.arange(0, PART), tl.arange(0, CHUNK)
+    offs_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     x_ptrs = x_ptr + batch * x_strides[0] + head * x_strides[2] + (part * PART + offs_p)[:, None] * x_strides[3]
     B_ptrs = B_ptr + batch * B_strides[0] + head // (nheads // ngroups) * B_strides[2] + offs_n[None, :] * B_strides[3]
-    acc = tl.zeros((PART, D_STATE), dtype=tl.float32)
+    acc = tl.zeros((PART, BLOCK_N), dtype=tl.float32)
     # From the end backwards again: `after` is what a chunk's decay is multiplied by, in units of log 2. Every load
     # feeds the product of its own turn, and is of 32 bits at least: others are no copies ahead, and are waited for.
     after = tl.zeros((), tl.float32)
@@ -110,7 +116,8 @@ def _segment_states_kernel(
     state = (row * count + piece) * nparts + pid % nparts
     state_ptrs = states_ptr + state * (PART * D_STATE) + offs_p[:, None] * D_STATE + offs_n[None, :]
     tl.store(state_ptrs, acc)
-    tl.store(decays_ptr + state, tl.where(keep > begin, after - 1000.0, after))
+    if block == 0:
+        tl.store(decays_ptr + state, tl.where(keep > begin, after - 1000.0, after))
 
 
 @triton.jit
