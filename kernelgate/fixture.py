@@ -197,13 +197,15 @@ class GateFixture(BenchmarkFixture):  # type: ignore[misc]
         return statistics.median(walls), 1, range(1)
 
     def _finish(self, result: Any, call: Callable[[], object] | None) -> None:
+        # Of the timed calls alone: their check may take longer, and other programs may be gone by then.
+        load = self._load.read() if self._load is not None else {}
         error = self._checked_error(result)
         self._replay = None  # frees the graph's memory pool
         if self.disabled:
             return
         # Other programs disturb the wall's clock, not the device's, and not one of the project's own.
         disturbed = self._timer is time.perf_counter and not self.declaration.on_cuda
-        state = self._load.read() if self._load is not None and disturbed else self._without_slowdowns()
+        state = load if disturbed else self._without_slowdowns()
         resident = cpu.resident_peak_bytes() - self._resident_before
         observation = measure.observe(call, self.stats.stats.data, self.declaration)
         metrics = {**observation.metrics, **state, "resident_growth_bytes": metric(resident, "B", "info")}

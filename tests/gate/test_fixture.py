@@ -123,6 +123,26 @@ def test_a_disabled_benchmark_still_checks_its_error(project):
     result.assert_outcomes(failed=1)
 
 
+def test_the_load_is_that_of_the_timed_calls_and_not_of_their_check(project):
+    project.pytester.makepyfile(
+        test_it="""
+        from kernelgate import cpu, metrics
+
+        checked = []
+        cpu.LoadMeter.read = lambda self: {metrics.LOAD: metrics.metric(0.0 if checked else 0.9, "1", "info")}
+
+
+        def test_busy_until_it_is_checked(benchmark):
+            benchmark.declare(device="cpu", error=lambda out: len(checked.append(out) or "") + 1e-9)
+            benchmark(lambda: 1)
+        """
+    )
+    result = project.run("--benchmark-json=out.json", "--benchmark-timer=time.perf_counter")
+    result.assert_outcomes(passed=1)
+    (stored,) = json.loads((project.path / "out.json").read_text())["benchmarks"]
+    assert stored["extra_info"]["metrics"]["foreign_load"]["values"] == [0.9]
+
+
 class TestDeclaration:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
