@@ -190,6 +190,7 @@ def sized(**changes):
         ({"nheads": 24}, 2, 11, 1), ({"nheads": 48}, 2, 4, 2), ({"nheads": 80}, 1, 1, 1),
         ({"nheads": 48, "d_state": 256}, 1, 2, 4), ({"nheads": 24, "headdim": 128, "d_state": 256}, 1, 2, 4),
         ({"nheads": 32, "headdim": 128, "ngroups": 2, "d_state": 256}, 1, 2, 4),
+        ({"seqlen": 2048, "nheads": 48, "d_state": 256}, 1, 2, 1),
         ({"batch": 8, "seqlen": 2048, "nheads": 32, "d_state": 256}, 1, 1, 1),
     ],
     ids=str,

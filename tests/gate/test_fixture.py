@@ -132,8 +132,13 @@ def test_the_load_is_that_of_the_timed_calls_and_not_of_their_check(project):
         cpu.LoadMeter.read = lambda self: {metrics.LOAD: metrics.metric(0.0 if checked else 0.9, "1", "info")}
 
 
+        def error(result):
+            checked.append(result)
+            return 1e-9
+
+
         def test_busy_until_it_is_checked(benchmark):
-            benchmark.declare(device="cpu", error=lambda out: len(checked.append(out) or "") + 1e-9)
+            benchmark.declare(device="cpu", error=error)
             benchmark(lambda: 1)
         """
     )
