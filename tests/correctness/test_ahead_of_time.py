@@ -121,3 +121,12 @@ def test_a_compiler_that_raises_or_dies_takes_nothing_else_with_it():
 
 
 CALLS = [("operator:add", (3, 4)), ("operator:truediv", (1, 0)), ("os:_exit", (3,))]
+
+
+@pytest.mark.parametrize("case", ["batch", "independent", "packed"])
+def test_two_programs_of_the_portable_walk_find_room_on_one_multiprocessor_of_hopper(case):
+    a_multiprocessor, a_program_more = 228 << 10, 1 << 10
+    for path in stored.FOLDER.glob("triton-*/sm_90.json"):
+        walk = json.loads(path.read_text())[f"ssd bf16 p64 n128 q256 {case}"]["_chunk_scan_kernel"]
+        assert 2 * (walk["shared_bytes"] + a_program_more) <= a_multiprocessor
+        assert 2 * walk["registers"] * 128 <= 65536

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
-from ssd_kernels.device import multiprocessors, starts_early
+from ssd_kernels.device import is_hopper, multiprocessors, starts_early
 from ssd_kernels.launching import launch
 from ssd_kernels.portable.chunk_cumsum import FACTORS, VECTORS
 from ssd_kernels.portable.chunk_table import ChunkTable
@@ -89,6 +89,7 @@ def _launch(
         NHEADS=sizes.nheads, NGROUPS=sizes.ngroups, HEADDIM=sizes.headdim, D_STATE=sizes.d_state, CHUNK=plan.chunk_size,
         STRIDES=(x.stride(1), B.stride(1), C.stride(1), sizes.nheads * sizes.headdim), PERIODS=plan.every_state,
         BLOCK_T=tile_size(plan.chunk_size), BLOCK_N=tile_size(sizes.d_state), EARLY_START=early,
+        TWO_AHEAD=_two_ahead(plan, config, x),
         **({"launch_pdl": True} if early else {}), **config.kwargs,
     )  # fmt: skip
 
@@ -104,6 +105,15 @@ def _starts_early(plan: Plan, config: Config, programs: int, device: torch.devic
     return starts_early(device) and enough and not plan.passes_states
 
 
+def _two_ahead(plan: Plan, config: Config, x: Tensor) -> bool:
+    """Whether what a plain chunk reads is copied two chunks ahead, where two programs share a multiprocessor.
+
+    Where products run on Hopper's tensor cores: the two buffers that it takes are kept from three there.
+    """
+    products = x.dtype == torch.bfloat16 and config.num_warps == 4 and config.block["BLOCK_P"] == 64
+    return products and config.num_stages == 2 and not plan.every_state and is_hopper(x.device)
+
+
 @triton.jit(do_not_specialize=[*CUT, *SEGMENTS, "nperiods"])
 def _chunk_scan_kernel(
     x_ptr, B_ptr, C_ptr, D_ptr, vectors_ptr, factors_ptr, CB_ptr, initial_ptr, entering_ptr,
@@ -111,7 +121,7 @@ def _chunk_scan_kernel(
     seqlen, period, chunks_per_period, nchunks, segment, nsegments, nperiods,
     NHEADS: tl.constexpr, NGROUPS: tl.constexpr, HEADDIM: tl.constexpr, D_STATE: tl.constexpr, CHUNK: tl.constexpr,
     STRIDES: tl.constexpr, PERIODS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr,
-    EARLY_START: tl.constexpr, BLOCK_P: tl.constexpr,
+    EARLY_START: tl.constexpr, TWO_AHEAD: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P channels of one head, over one segment.
 
@@ -196,19 +206,24 @@ def _chunk_scan_kernel(
             run = alike(OTHER == 0, factors_ptr, chunk, NHEADS, last - chunk, whole)
             enter, leave = factors(factors_ptr, chunk, NHEADS)
             outputs = no_outputs(BLOCK_P, BLOCK_T)
-            for index in range(run):
+            for index in tl.range(0, run, num_stages=3 if TWO_AHEAD and OTHER == 0 else None):
+                # What a single number says of a chunk is read a chunk ahead, so that nothing waits for it. Before or
+                # after the outputs are written, as the machine code came out the faster: with a narrow state, before.
+                if D_STATE < 128:
+                    next_enter, next_leave = factors(factors_ptr, chunk + 1, NHEADS)
                 if WITH_OUTPUTS and OTHER == 0:  # of the chunk before, while the copies of this one arrive
                     write_plain(outputs, D, y_ptrs, first, in_r & (index > 0), DTYPE, BLOCK_T, STRIDES[3])
                 chunk_stop = first + tl.minimum(stop - first, CHUNK)
                 if PERIODS:
                     chunk_stop = tl.minimum(chunk_stop, period_stop)
-                # What a single number says of a chunk is read a chunk ahead, so that nothing waits for it.
-                next_enter, next_leave = factors(factors_ptr, chunk + 1, NHEADS)
+                if D_STATE >= 128:
+                    next_enter, next_leave = factors(factors_ptr, chunk + 1, NHEADS)
                 CB_offset = chunk.to(tl.int64) * (NGROUPS * BLOCK_T * BLOCK_T)
                 vectors_offset = chunk.to(tl.int64) * (NHEADS * VECTORS * BLOCK_T)
                 h, outputs = walk_chunk(
                     h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr + CB_offset, y_ptrs,
-                    vectors_ptr + vectors_offset, first, chunk_stop, in_r, in_n, DTYPE, BLOCK_T, OTHER == 0, STRIDES,
+                    vectors_ptr + vectors_offset, first, chunk_stop, in_r, in_n, DTYPE, BLOCK_T, OTHER == 0, TWO_AHEAD,
+                    STRIDES,
                 )  # fmt: skip
                 if PERIODS:
                     ends = (chunk_stop == period_stop) | (chunk_stop == stop)
@@ -222,6 +237,13 @@ def _chunk_scan_kernel(
                 chunk += 1
                 enter, leave = next_enter, next_leave
             if WITH_OUTPUTS and OTHER == 0:
+                y, x_as_y, u = outputs
+                if run > 0:  # u once more: that of the loop, used here too, would be held in two layouts there
+                    u_ptr = vectors_ptr + (chunk - 1).to(tl.int64) * (NHEADS * VECTORS * BLOCK_T) + BLOCK_T
+                    u = tl.load(u_ptr + tl.arange(0, BLOCK_T))[None, :]
+                else:
+                    u = tl.zeros((1, BLOCK_T), dtype=tl.float32)
+                outputs = y, x_as_y, u
                 write_plain(outputs, D, y_ptrs, first, in_r & (run > 0), DTYPE, BLOCK_T, STRIDES[3])
     if WITH_OUTPUTS:
         if closed >= 0:

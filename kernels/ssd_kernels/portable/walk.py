@@ -22,13 +22,14 @@ from ssd_kernels.portable.tiles import NEGLIGIBLE, dot, load
 @triton.jit
 def walk_chunk(
     h, enter, leave, D, x_ptrs, B_ptrs, C_ptrs, CB_ptr, y_ptrs, vectors_ptr, first, stop, in_r, in_n,
-    DTYPE: tl.constexpr, BLOCK_T: tl.constexpr, PLAIN: tl.constexpr, STRIDES: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_T: tl.constexpr, PLAIN: tl.constexpr, TWO_AHEAD: tl.constexpr, STRIDES: tl.constexpr,
 ):  # fmt: skip
     """The state after a chunk, and what :func:`write_plain` takes to write the outputs of a plain one.
 
     STRIDES are those of a token in x, B, C and y; without y_ptrs there are no outputs. PLAIN: the chunk is whole, and
     within the range. One that is not is made in another way, with the same bits as far as it is within the range: a
-    factor that is a power of two may stand before a product or after. Its outputs are written at once.
+    factor that is a power of two may stand before a product or after. Its outputs are written at once. TWO_AHEAD: what
+    a plain one reads is copied two chunks ahead, into two buffers.
     """
     if PLAIN:  # before anything that waits for the copies of this chunk
         h *= enter
@@ -38,22 +39,25 @@ def walk_chunk(
     start = first.to(tl.int64)
     in_t = offs_t < BLOCK_T if PLAIN else offs_t < stop - first
     m_ptr = vectors_ptr + 2 * BLOCK_T
-    w = tl.load(vectors_ptr + offs_t)[None, :]
-    if y_ptrs is not None:  # this early, so that the outputs do not wait for it
-        u = tl.load(vectors_ptr + BLOCK_T + offs_t)[None, :]
+    w, u = weights(vectors_ptr, BLOCK_T)
     # All that takes x is a product, so that the compiler copies it into shared memory chunks ahead.
     x = load((x_ptrs + start * STRIDES[0])[:, None] + rows[None, :] * STRIDES[0], in_r, in_t)  # (R, T)
     wx = x.to(tl.float32) * w  # (R, T)
+    if tl.bfloat16 == DTYPE:  # once for both products, and before registers run short
+        wx = wx.to(DTYPE)
     zeros = tl.zeros((h.shape[0], BLOCK_T), dtype=tl.float32)
     outputs = no_outputs(h.shape[0], BLOCK_T)
     if y_ptrs is not None:
-        C = load(C_ptrs + start * STRIDES[2] + rows[None, :] * STRIDES[2], in_n, in_t)  # (N, T)
-        CB = tl.load(CB_ptr + offs_t[:, None] + offs_t[None, :] * BLOCK_T)  # (T, T), transposed
+        C_tile = C_ptrs + start * STRIDES[2] + rows[None, :] * STRIDES[2]
+        C = load(C_tile, in_n, in_t)  # (N, T)
+        CB_tile = CB_ptr + offs_t[:, None] + offs_t[None, :] * BLOCK_T
+        CB = tl.load(CB_tile)  # (T, T), transposed
         if not PLAIN:
             CB = other_products(CB, m_ptr, BLOCK_T)
         y = dot(state, C, zeros, DTYPE)  # (R, T)
+    B_tile = B_ptrs + start * STRIDES[1] + rows[:, None] * STRIDES[1]
     if PLAIN:
-        B = load(B_ptrs + start * STRIDES[1] + rows[:, None] * STRIDES[1], in_t, in_n)  # (T, N)
+        B = load(B_tile, in_t, in_n)  # (T, N)
         h = dot(wx, B, h, DTYPE) * leave  # before the other products, under which it is scaled
         if y_ptrs is not None:
             y = dot(wx, CB, y, DTYPE)
@@ -62,6 +66,10 @@ def walk_chunk(
                 eye = (offs_t[:, None] == offs_t[None, :]).to(DTYPE)
                 x_as_y = dot(x, eye, zeros, DTYPE)
             outputs = y, x_as_y, u
+            if TWO_AHEAD:
+                in_two_buffers(C_tile, C)
+                in_two_buffers(CB_tile, CB)
+                in_two_buffers(B_tile, B)
     else:
         if y_ptrs is not None:
             y *= tl.exp2(tl.load(m_ptr + offs_t))[None, :]
@@ -71,9 +79,28 @@ def walk_chunk(
                 y = tl.fma(D, x_as_y.to(tl.float32), y)  # so that it is one wherever y is from
             y_tile = y_ptrs + start * STRIDES[3] + rows[:, None] * STRIDES[3]
             tl.store(y_tile, y.to(DTYPE), mask=in_t[:, None] & in_r[None, :])
-        B = load(B_ptrs + start * STRIDES[1] + rows[:, None] * STRIDES[1], in_t, in_n)  # (T, N)
+        B = load(B_tile, in_t, in_n)  # (T, N)
         h = other_state(h, leave, x, w, B, m_ptr, DTYPE, BLOCK_T)
     return h, outputs
+
+
+@triton.jit
+def weights(ptr, BLOCK_T: tl.constexpr):
+    """W and u of a chunk, (1, T) each. Read as one: of this many elements every thread copies one, of fewer several."""
+    both = tl.load(ptr + tl.arange(0, 2 * BLOCK_T))
+    w, u = tl.split(tl.trans(tl.reshape(both, (2, BLOCK_T))))
+    return w[None, :], u[None, :]
+
+
+@triton.jit
+def in_two_buffers(ptrs, tile):
+    """Have Triton keep a tile that is copied two turns ahead in two buffers, so that two programs share the memory.
+
+    Of one that goes into a product of Hopper's, and nowhere else, it keeps a third, as such a product may still be
+    under way when the next turn begins. In the walk none is. Here the tile is used a second time, in a store that is
+    never made and of which no instruction is left.
+    """
+    tl.store(ptrs, tile, mask=tl.program_id(0) < 0)
 
 
 @triton.jit
