@@ -108,7 +108,8 @@ def _starts_early(plan: Plan, config: Config, programs: int, device: torch.devic
 def _two_ahead(plan: Plan, config: Config, x: Tensor) -> bool:
     """Whether what a plain chunk reads is copied two chunks ahead, where two programs share a multiprocessor.
 
-    Where products run on Hopper's tensor cores: the two buffers that it takes are kept from three there.
+    Where products run on Hopper's tensor cores, for which Triton would keep three buffers: two have room for two
+    programs, see :func:`in_two_buffers`.
     """
     products = x.dtype == torch.bfloat16 and config.num_warps == 4 and config.block["BLOCK_P"] == 64
     return products and config.num_stages == 2 and not plan.every_state and is_hopper(x.device)
