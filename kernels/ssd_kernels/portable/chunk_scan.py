@@ -109,7 +109,7 @@ def _two_ahead(plan: Plan, config: Config, x: Tensor) -> bool:
     """Whether what a plain chunk reads is copied two chunks ahead, where two programs share a multiprocessor.
 
     Where products run on Hopper's tensor cores, for which Triton would keep three buffers: two have room for two
-    programs, see :func:`in_two_buffers`.
+    programs, see :func:`ssd_kernels.portable.walk.in_two_buffers`.
     """
     products = x.dtype == torch.bfloat16 and config.num_warps == 4 and config.block["BLOCK_P"] == 64
     return products and config.num_stages == 2 and not plan.every_state and is_hopper(x.device)
